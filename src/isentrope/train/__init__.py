@@ -1,0 +1,1 @@
+"""Hosts: the places where control runs. Nothing here is imported by `import isentrope`."""

@@ -1,0 +1,103 @@
+"""Between TRL's dictionaries and ours: packing `Rollouts` into a generation batch that TRL shuffles and slices, and gathering over ranks.
+
+TRL keeps any tensor whose first dimension is rows when it shuffles and splits a generation batch, so what is ours rides along
+under keys that begin with "isentrope/".
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from isentrope.control.step import Rollouts, Step, pad_width
+
+OURS = "isentrope/"
+SIGNAL = OURS + "signal/"
+_ROW_FIELDS = (
+    "row_id", "group", "origin", "age", "reward", "correct", "truncated", "sampling_temperature", "reward_parts", "turn", "segment",
+)  # fmt: skip
+
+
+def loss_mask(inputs: Mapping[str, Tensor]) -> Tensor:
+    """[response, token] bool: tokens in the loss. Rows that a stage dropped are out of it."""
+    mask = inputs["completion_mask"].bool()
+    if OURS + "trained" in inputs:
+        mask = mask & inputs[OURS + "trained"]
+    return mask
+
+
+def pack(rollouts: Rollouts, inputs: dict) -> dict:
+    """TRL's generation batch with our fields added."""
+    packed = dict(inputs)
+    for name in _ROW_FIELDS:
+        value = rollouts.__dict__[name]
+        if value is not None:
+            packed[OURS + name] = value
+    if not torch.equal(rollouts.trained_mask, inputs["completion_mask"].bool()):
+        packed[OURS + "trained"] = rollouts.trained_mask
+    for key, value in rollouts.signals.items():
+        packed[SIGNAL + key] = value
+    return packed
+
+
+def unpack(inputs: Mapping[str, Tensor], age: int) -> Rollouts:
+    """The rollouts of one slice as the loss sees them. `age`: updates made since they were sampled."""
+    known = {name: inputs[OURS + name] for name in _ROW_FIELDS if OURS + name in inputs}
+    known["age"] = torch.full_like(known["row_id"], age) + known["age"]
+    advantages = inputs["advantages"]
+    completion_mask = inputs["completion_mask"].bool()
+    return Rollouts.of(
+        loss_mask(inputs),
+        **known,
+        completion_ids=inputs["completion_ids"],
+        completion_mask=completion_mask,
+        advantage=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+        old_log_probs=inputs.get("old_per_token_logps"),
+        ref_log_probs=inputs.get("ref_per_token_logps"),
+        sampling_log_probs=inputs.get("sampling_per_token_logps"),
+        signals={key.removeprefix(SIGNAL): value for key, value in inputs.items() if key.startswith(SIGNAL)},
+    )
+
+
+def gather_rollouts(accelerator: Accelerator, rollouts: Rollouts) -> Rollouts:
+    """All ranks' rows in rank order, on every rank, padded to the longest; one process: the same object."""
+    if accelerator.num_processes == 1:
+        return rollouts
+    width = _common_width(accelerator, rollouts.trained_mask.shape[1])
+    gathered: dict = {}
+    for name, value in rollouts.__dict__.items():
+        if isinstance(value, Tensor):
+            gathered[name] = _gather(accelerator, value, width)
+        elif isinstance(value, tuple):
+            gathered[name] = tuple(gather_object(list(value)))
+        elif isinstance(value, Mapping):
+            gathered[name] = {key: _gather(accelerator, tensor, width) for key, tensor in sorted(value.items())}
+    return replace(rollouts, **gathered)
+
+
+def gather_step(accelerator: Accelerator, step: Step) -> Step:
+    """The view of an update over all ranks; one process: the same object."""
+    if accelerator.num_processes == 1:
+        return step
+    width = _common_width(accelerator, step.mask.shape[1])
+    return replace(
+        step,
+        rollouts=gather_rollouts(accelerator, replace(step.rollouts, text=None, answer=None)),
+        log_probs=_gather(accelerator, step.log_probs, width),
+        signals={key: _gather(accelerator, value, width) for key, value in sorted(step.signals.items())},
+    )
+
+
+def _common_width(accelerator: Accelerator, width: int) -> int:
+    return int(accelerator.gather(torch.tensor([width], device=accelerator.device)).max())
+
+
+def _gather(accelerator: Accelerator, value: Tensor, width: int) -> Tensor:
+    if value.ndim == 2 and value.shape[1] > 1:
+        value = pad_width(value, width)
+    if value.dtype == torch.bool:
+        return accelerator.gather(value.to(torch.uint8).contiguous()).bool()
+    return accelerator.gather(value.contiguous())

@@ -1,0 +1,103 @@
+"""Our LM head on a Hugging Face causal model: per-token signals straight from hidden states, logits never held.
+
+The model's `forward` gains one keyword, `signal_request`; without it the forward is the one that was there before (stock, or the
+fused head that TRL installs), so generation and TRL's own passes do not change. Wrapping by DDP or PEFT may come after.
+"""
+
+import functools
+import types
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from isentrope.measure.tokens import Signal, token_signals
+
+
+@dataclass(frozen=True)
+class SignalRequest:
+    """Which signals of which tokens: `target[b, t]` is predicted at the last `target.shape[1]` positions, shifted by one;
+    only positions where `mask` is True are computed, the others hold 0."""
+
+    signals: tuple[Signal, ...]
+    target: Int[Tensor, "response token"]
+    mask: Bool[Tensor, "response token"]
+    precise: bool = False
+
+
+@dataclass(frozen=True)
+class HeadScale:
+    """What a model does to hidden . W^T before the softmax: multiply, then softcap (None: nothing)."""
+
+    scale: float
+    softcap: float | None
+
+
+def head_scale(model: PreTrainedModel) -> HeadScale:
+    """Read off the configuration under the names that today's architectures use (Cohere, Falcon-H1, Granite, MiniCPM3,
+    HyperCLOVA X, Gemma 2)."""
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return HeadScale(float(getattr(config, name)), softcap)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return HeadScale(1.0, softcap)
+    return HeadScale(float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling), softcap)
+
+
+def attach_head(model: PreTrainedModel, temperature: float) -> None:
+    """Give `model.forward` the keyword `signal_request: SignalRequest`, which makes it return `{signal key: [response, token]}`.
+
+    Entropies and log-probs are of logits / temperature, in nats. Call before wrapping by DDP; on a PEFT model pass its base model.
+    """
+    before = model.forward
+    scale = head_scale(model)
+
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, signal_request: SignalRequest | None = None, **kwargs):
+        if signal_request is None:
+            return before(*args, **kwargs)
+        kwargs["use_cache"] = False
+        hidden = self.base_model(*args, **kwargs).last_hidden_state
+        return _signals(hidden, self.get_output_embeddings(), signal_request, temperature, scale)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _signals(
+    hidden: Float[Tensor, "response position d"], head: torch.nn.Module, request: SignalRequest, temperature: float, scale: HeadScale
+) -> dict[str, Tensor]:
+    width = request.target.shape[1]
+    hidden = hidden[:, -width - 1 : -1].to(head.weight.device)
+    weight, bias, mask = head.weight, head.bias, request.mask
+    if request.precise or weight.dtype == torch.float32:
+        hidden, context = hidden.float(), torch.autocast(hidden.device.type, enabled=False)
+    else:
+        context = nullcontext()
+    with context:
+        found = token_signals(
+            hidden[mask], weight, request.target[mask], request.signals,
+            bias=bias, temperature=temperature, softcap=scale.softcap, logit_scale=scale.scale, precise=request.precise,
+        )  # fmt: skip
+    # masked_scatter keeps the output connected to the model even when no token counts, so backward gives zeros
+    return {key: value.new_zeros(mask.shape).masked_scatter(mask, value) for key, value in found.items()}
+
+
+def completion_signals(
+    model: torch.nn.Module,
+    input_ids: Int[Tensor, "response position"],
+    attention_mask: Int[Tensor, "response position"],
+    mask: Bool[Tensor, "response token"],
+    signals: Sequence[Signal],
+    *,
+    precise: bool = False,
+) -> dict[str, Float[Tensor, "response token"]]:
+    """Signals of the completion (the last `mask.shape[1]` positions) under `model`, whose head `attach_head` has prepared."""
+    request = SignalRequest(tuple(signals), input_ids[:, -mask.shape[1] :], mask, precise)
+    return model(input_ids=input_ids, attention_mask=attention_mask, signal_request=request)
