@@ -4,8 +4,9 @@ TRL keeps any tensor whose first dimension is rows when it shuffles and splits a
 under keys that begin with "isentrope/".
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -66,11 +67,16 @@ def gather_rollouts(accelerator: Accelerator, rollouts: Rollouts) -> Rollouts:
     """All ranks' rows in rank order, on every rank, padded to the longest; one process: the same object."""
     if accelerator.num_processes == 1:
         return rollouts
-    width = _common_width(accelerator, rollouts.trained_mask.shape[1])
+    local = rollouts.trained_mask.shape[1]
+    width = _common_width(accelerator, local)
+    per_token = _common_width(accelerator, rollouts.advantage.shape[1]) > 1
+    if per_token:
+        rollouts = replace(rollouts, advantage=rollouts.advantage.expand(-1, local))
+    whole = {"reward_parts"} if per_token else {"reward_parts", "advantage"}  # second axis is not the token axis
     gathered: dict = {}
     for name, value in rollouts.__dict__.items():
         if isinstance(value, Tensor):
-            gathered[name] = _gather(accelerator, value, width)
+            gathered[name] = _gather(accelerator, value, None if name in whole else width)
         elif isinstance(value, tuple):
             gathered[name] = tuple(gather_object(list(value)))
         elif isinstance(value, Mapping):
@@ -91,12 +97,27 @@ def gather_step(accelerator: Accelerator, step: Step) -> Step:
     )
 
 
+def is_correct(parts: Tensor) -> Tensor:
+    """[response] 1.0 where the first reward function gave full marks (>= 1), NaN where it gave none."""
+    first = parts[:, 0]
+    return torch.where(torch.isnan(first), torch.nan, (first >= 1.0 - 1e-6).float())
+
+
+def as_text(value: str | Sequence[Mapping[str, Any]]) -> str:
+    """A prompt or completion as text: messages are joined as `role: content` lines."""
+    if isinstance(value, str):
+        return value
+    if len(value) == 1 and value[0].get("role") == "assistant":
+        return str(value[0]["content"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in value)
+
+
 def _common_width(accelerator: Accelerator, width: int) -> int:
     return int(accelerator.gather(torch.tensor([width], device=accelerator.device)).max())
 
 
-def _gather(accelerator: Accelerator, value: Tensor, width: int) -> Tensor:
-    if value.ndim == 2 and value.shape[1] > 1:
+def _gather(accelerator: Accelerator, value: Tensor, width: int | None) -> Tensor:
+    if value.ndim == 2 and width is not None:
         value = pad_width(value, width)
     if value.dtype == torch.bool:
         return accelerator.gather(value.to(torch.uint8).contiguous()).bool()
