@@ -54,9 +54,12 @@ class Recorder(Protocol):
 
     signals: tuple[Signal, ...]  # wanted of every trained token; none: TRL's own head stays
 
+    def begin(self) -> None: ...
     def generation(self, trainer: "IsentropeTrainer", prompts: Sequence[str], rollouts: Rollouts) -> None: ...
     def slice(self, trainer: "IsentropeTrainer", step: Step, stats: ChainStats | None, result: LossResult) -> None: ...
     def update(self, trainer: "IsentropeTrainer") -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: Mapping[str, Any]) -> None: ...
 
 
 class NonFiniteLoss(RuntimeError):
@@ -116,6 +119,8 @@ class IsentropeTrainer(GRPOTrainer):
         self.generations = 0  # generation batches made so far; keys the row ids
         self.update_stats: ChainStats | None = None
         self.failure_directory: Path | None = Path(self.args.output_dir)
+        self.last_grad_norm = float("nan")
+        self.last_learning_rate = float("nan")
         self._slice = 0
         self._rollout_stages = RolloutStages(self) if chain.links else None
         self._temperatures: list[Tensor] = []
@@ -344,7 +349,19 @@ class IsentropeTrainer(GRPOTrainer):
             self.recorder.update(self)
         self.chain_state = advance(self.chain, self.chain_state, self.update_stats, self.progress)
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        found = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.last_grad_norm = float(found) if found is not None else float("nan")
+        self.last_learning_rate = float(self._get_learning_rate())
+        return found
+
+    def will_log(self) -> bool:
+        """Whether TRL empties its metrics at the end of this update."""
+        return bool(self.state.global_step % max(1, int(self.args.logging_steps)) == 0)
+
     def begin_update(self) -> None:
+        if self.recorder is not None:
+            self.recorder.begin()
         self.update_stats = None
         self._slice = 0
 
@@ -353,6 +370,19 @@ class IsentropeTrainer(GRPOTrainer):
         return self.sampler
 
     # --- resume: what TRL forgets
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        torch.save(self.host_state(), folder / host_state_name(self.accelerator.process_index))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            path = Path(checkpoint) / host_state_name(self.accelerator.process_index)
+            if not path.is_file():
+                raise UserError(f"{checkpoint} holds no {path.name}: it was not written by isentrope's host, so its resume would drift.")
+            self.load_host_state(torch.load(path, weights_only=True, map_location=self.accelerator.device))
 
     def host_state(self) -> dict[str, Any]:
         """Everything of ours and TRL's that the stock checkpoint does not hold."""
@@ -363,6 +393,7 @@ class IsentropeTrainer(GRPOTrainer):
             "chain_state": [dict(state) for state in self.chain_state],
             "sampler": self.sampler.state(),
             "metrics": {key: list(values) for key, values in self._metrics["train"].items()},
+            "recorder": None if self.recorder is None else self.recorder.state(),
         }
 
     def load_host_state(self, state: Mapping[str, Any]) -> None:
@@ -373,6 +404,8 @@ class IsentropeTrainer(GRPOTrainer):
         self.sampler.restore(state["sampler"])
         for key, values in state["metrics"].items():
             self._metrics["train"][key] = list(values)
+        if self.recorder is not None and state["recorder"] is not None:
+            self.recorder.load_state(state["recorder"])
 
 
 class ResumableSampler(torch.utils.data.Sampler):
@@ -482,6 +515,11 @@ def refuse_options(args: GRPOConfig, chain: Chain) -> None:
     if sampling and (args.use_vllm or args.use_transformers_continuous_batching):
         backend = "vLLM" if args.use_vllm else "continuous batching"
         raise UserError(f"{', '.join(sampling)} sets a temperature per token while sampling, which {backend} gives no hook for. Use plain generation.")
+
+
+def host_state_name(rank: int) -> str:
+    """The file of a checkpoint that holds this rank's host state."""
+    return f"isentrope_state_{rank}.pt"
 
 
 def vllm_support(intervention: Intervention) -> str:

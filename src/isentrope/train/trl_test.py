@@ -1,0 +1,106 @@
+"""The host against stock TRL: bit for bit with an empty chain; split, spread and resumed without change."""
+
+import warnings
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from isentrope.errors import UserError
+from isentrope.train.tiny import save_tiny_model, share_of_vowels, toy_prompts
+from isentrope.train.trl import IsentropeTrainer
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+class Watch(TrainerCallback):
+    """Gradients just before every optimiser step."""
+
+    def __init__(self):
+        self.gradients: list[list[torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+
+
+def options(tmp_path, **changes) -> GRPOConfig:
+    base = dict(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=4, max_completion_length=8, max_steps=3, learning_rate=1e-2,
+        logging_steps=1, report_to="none", save_strategy="no", use_cpu=True, bf16=False, seed=3, lr_scheduler_type="constant", disable_tqdm=True,
+    )  # fmt: skip
+    return GRPOConfig(**(base | changes))
+
+
+def run(cls, model_path, args, **more):
+    watch = Watch()
+    trainer = cls(
+        model=model_path, reward_funcs=share_of_vowels, args=args, train_dataset=toy_prompts(), callbacks=[watch], **more
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return trainer, losses, watch.gradients, [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+
+CASES = {
+    "grpo": {"loss_type": "grpo"},
+    "bnpo": {"loss_type": "bnpo"},
+    "dr_grpo": {"loss_type": "dr_grpo"},
+    "dapo": {"loss_type": "dapo"},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    "sapo": {"loss_type": "sapo"},
+    "delta": {"loss_type": "dapo", "delta": 1.5, "epsilon_high": 0.28},
+}
+WAYS = {
+    "plain": {},
+    "kl": {"beta": 0.1},
+    "iterations": {"num_iterations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 1},
+    "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+    "kl+iterations": {"beta": 0.1, "num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_empty_chain_equals_stock_trl_bit_for_bit(case, way, model_path, tmp_path):
+    args = CASES[case] | WAYS[way]
+    _, stock_losses, stock_gradients, stock_weights = run(GRPOTrainer, model_path, options(tmp_path / "stock", **args))
+    _, losses, gradients, weights = run(IsentropeTrainer, model_path, options(tmp_path / "ours", **args))
+    assert losses == stock_losses
+    assert len(gradients) == len(stock_gradients) == 3
+    for ours, theirs in zip(gradients, stock_gradients, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, stock_weights, strict=True))
+    assert any(gradient.abs().max() > 0 for gradient in gradients[0])  # equality of zeros would show nothing
+
+
+def test_stock_metrics_keep_their_names_and_values(model_path, tmp_path):
+    args = {"num_iterations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 1, "beta": 0.1}
+    stock, *_ = run(GRPOTrainer, model_path, options(tmp_path / "stock", **args))
+    ours, *_ = run(IsentropeTrainer, model_path, options(tmp_path / "ours", **args))
+    for theirs, mine in zip(stock.state.log_history, ours.state.log_history, strict=True):
+        for key, value in theirs.items():
+            if key not in ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"):
+                assert mine[key] == pytest.approx(value, abs=1e-7, nan_ok=True), key
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"loss_type": "vespo"}, ["loss_type", "vespo", "dapo"]),
+        ({"top_entropy_quantile": 0.2}, ["top_entropy_quantile", "forking-tokens"]),
+        ({"entropy_coef": 0.01}, ["entropy_coef"]),
+        ({"off_policy_mask_threshold": 0.5}, ["off_policy_mask_threshold"]),
+    ],
+)
+def test_what_is_not_carried_is_refused_by_name(change, words, model_path, tmp_path):
+    with pytest.raises(UserError) as refusal:
+        IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path, **change), train_dataset=toy_prompts())
+    for word in words:
+        assert word in str(refusal.value)
