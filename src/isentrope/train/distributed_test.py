@@ -1,0 +1,62 @@
+"""The same batch in one process, in slices, and over two processes: the same tokens chosen and the same gradient."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from isentrope.train.tiny import save_tiny_model
+
+WORKER = Path(__file__).parents[3] / "tests" / "distributed_worker.py"
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def launch(model: str, out: Path, control: list, *, processes: int, rows: int, slices: int, options: dict | None = None) -> list[dict]:
+    out.mkdir(parents=True, exist_ok=True)
+    arguments = [str(WORKER), model, str(out), json.dumps(control), str(rows), str(slices), json.dumps(options or {})]
+    if processes == 1:
+        command = [sys.executable, *arguments]
+    else:
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", *arguments,
+        ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(out / f"world{processes}-rank{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+CHAINS = {
+    "empty": [],
+    "clip-cov": [{"name": "clip-cov", "ratio": 0.1, "low": -0.5, "high": 0.5}],
+    "kl-cov": [{"name": "kl-cov"}],
+    "forking-tokens": ["forking-tokens"],
+    "siren": ["siren"],
+    "hapo": ["hapo"],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_slices_and_processes_give_the_gradient_of_one_batch(chain, model_path, tmp_path):
+    control = CHAINS[chain]
+    (whole,) = launch(model_path, tmp_path / "whole", control, processes=1, rows=16, slices=1)
+    (sliced,) = launch(model_path, tmp_path / "sliced", control, processes=1, rows=2, slices=8)
+    pair = launch(model_path, tmp_path / "pair", control, processes=2, rows=2, slices=4)
+    for other in (sliced, *pair):
+        for ours, theirs in zip(other["gradients"][0], whole["gradients"][0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert max(float(gradient.abs().max()) for gradient in whole["gradients"][0]) > 1e-3
+    assert sliced["touched"] == whole["touched"]
+    both = {key: sorted(sum((rank["touched"].get(key, []) for rank in pair), [])) for key in whole["touched"]}
+    assert both == whole["touched"]
+    assert bool(whole["touched"]) == (chain not in ("empty",))
+    assert sorted(pair[0]["rows"] + pair[1]["rows"]) == whole["rows"]

@@ -1,0 +1,394 @@
+"""A run: from a resolved configuration to a directory with a tape, checkpoints, models, a summary and a report.
+
+`run(config)` starts one, `run(config, resume=DIR)` goes on with one that was interrupted, wherever it was killed.
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+from trl import GRPOConfig
+
+from isentrope.config import Config
+from isentrope.control.registry import build
+from isentrope.control.stages import Chain
+from isentrope.errors import UserError
+from isentrope.tape import Tape, TapeWriter, write_json_atomic, write_text_atomic
+from isentrope.train import checkpoint, models, tasks
+from isentrope.train.evaluate import Evaluation, evaluate
+from isentrope.train.recorder import TapeRecorder, provenance
+from isentrope.train.trl import IsentropeTrainer, host_state_name
+
+PACKAGES = ("isentrope", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "numpy", "polars", "reasoning-gym")
+MARK = "run.json"
+
+
+class Watcher(Protocol):
+    """Where live progress goes (`isentrope.progress.Progress`)."""
+
+    def start(self, total: int) -> None: ...
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+    def message(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Silent:
+    """No progress at all."""
+
+    def start(self, total: int) -> None: ...
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+    def message(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where the run lies, its final figures, and whether it was interrupted (then it can be resumed)."""
+
+    directory: Path
+    summary: dict[str, Any]
+    interrupted: bool = False
+
+
+class RunTrainer(IsentropeTrainer):
+    """The host writing its checkpoints into a run directory, each counted only once its manifest stands."""
+
+    run: "Run"
+
+    def _save_checkpoint(self, model, trial):
+        states = gather_object([(self.accelerator.process_index, self.host_state())])
+        if self.accelerator.is_main_process:
+            self.run.save_checkpoint(dict(states))
+        self.accelerator.wait_for_everyone()
+
+
+class Run:
+    """One run in the making. Everything that outlives a step lies in its directory or in its checkpoints."""
+
+    def __init__(self, config: Config, directory: Path, resume: checkpoint.Checkpoint | None, progress: Watcher):
+        self.config, self.directory, self.resumed, self.progress = config, directory, resume, progress
+        self.started = time.time()
+        self.best: dict[str, float] = {"pass@1": -math.inf, "step": -1}
+        self.interrupted = False
+        self.loaded = models.load(config.model.name, dtype=config.model.dtype)
+        self.task = tasks.build(config.task, chat=self.loaded.chat)
+        self.args = trainer_arguments(config, directory)
+        models.check_context(longest_prompt(self.task, self.loaded), self.args.max_completion_length, self.loaded.context)
+        self.writer = TapeWriter(directory / "tape")
+        tape = config.tape
+        self.recorder = TapeRecorder(
+            self.writer, steps=tape.steps, tokens_every=tape.tokens_every, token_rows=tape.token_rows,
+            decode=lambda token: self.loaded.tokenizer.decode([token]), warn=self.warn,
+        )  # fmt: skip
+        self.trainer = RunTrainer(
+            model=self.loaded.model,
+            reward_funcs=list(self.task.reward_funcs),
+            args=self.args,
+            train_dataset=self.task.train,
+            processing_class=self.loaded.tokenizer,
+            peft_config=models.lora(config.model.peft),
+            control=chain_of(config),
+            recorder=self.recorder,
+        )
+        self.trainer.run = self
+        self.trainer.failure_directory = directory
+        self.trainer.add_callback(_RunCallback(self))
+        from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+        for callback in (PrinterCallback, ProgressCallback):
+            self.trainer.remove_callback(callback)
+
+    # --- the whole
+
+    def go(self) -> RunResult:
+        if self.resumed is not None:
+            self.writer.truncate_after(self.resumed.step)
+            self.best = json.loads((self.resumed.path / "run_state.json").read_text())["best"]
+        if self.trainer.accelerator.is_main_process:
+            self.describe()
+        self.progress.start(int(self.args.max_steps))
+        previous = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            self.trainer.train(resume_from_checkpoint=None if self.resumed is None else str(self.resumed.path))
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            self.writer.flush(self.trainer.state.global_step)
+            self.progress.stop()
+        if self.interrupted:
+            return RunResult(self.directory, {}, interrupted=True)
+        return RunResult(self.directory, self.finish())
+
+    def _interrupt(self, number, frame) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.progress.message("Interrupted: this update is finished and saved, then the run stops. Press Ctrl-C again to stop at once.")
+
+    def warn(self, kind: str, message: str, level: str = "warning") -> None:
+        """An event on the tape and in the progress."""
+        self.writer.append("events", [{"step": self.trainer.state.global_step, "level": level, "kind": kind, "message": message}])
+        self.progress.message(f"{level}: {message}")
+
+    # --- what a step brings
+
+    def evaluate(self) -> Evaluation:
+        """Validation at the current weights, on the tape; a new best model is kept."""
+        settings, step = self.config.evaluate, self.trainer.state.global_step
+        found = evaluate(
+            self.trainer.accelerator.unwrap_model(self.trainer.model), self.loaded.tokenizer, self.task, prompts=settings.prompts,
+            samples=settings.samples, temperature=float(self.args.temperature), max_completion_length=self.args.max_completion_length,
+            seed=self.config.seed, batch_size=settings.batch_size,
+        )  # fmt: skip
+        self.writer.append("evals", [{"step": step, **row} for row in found.rows])
+        score = found.value("pass@1")
+        self.progress.message(f"step {step}: pass@1 {score:.3f} on {settings.prompts} validation prompts, entropy {found.value('entropy'):.3f} nats")
+        if score > self.best["pass@1"]:
+            self.best = {"pass@1": score, "step": step}
+            self._save_model("best")
+        return found
+
+    def save_checkpoint(self, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """Called on the main process with every rank's host state."""
+        trainer, step = self.trainer, self.trainer.state.global_step
+
+        def write(path: Path) -> None:
+            trainer.save_model(str(path), _internal_call=True)
+            (path / "training_args.bin").unlink(missing_ok=True)  # a pickle; our configuration is YAML
+            trainer._save_optimizer_and_scheduler(str(path))
+            trainer._save_rng_state(str(path))
+            trainer.state.save_to_json(str(path / "trainer_state.json"))
+            for rank, state in states.items():
+                torch.save(dict(state), path / host_state_name(rank))
+            write_json_atomic(path / "run_state.json", {"best": self.best})
+
+        self.writer.flush(step)
+        checkpoint.save(self.directory, step, write)
+
+    def _save_model(self, name: str) -> None:
+        if not self.trainer.accelerator.is_main_process:
+            return
+        target, fresh = self.directory / "model" / name, self.directory / "model" / f".new-{name}"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(fresh, safe_serialization=True)
+        self.loaded.tokenizer.save_pretrained(fresh)
+        write_text_atomic(fresh / "README.md", self.card(name))
+        old = self.directory / "model" / f".old-{name}"
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    # --- what the run says of itself
+
+    def describe(self) -> None:
+        """config.yaml and run.json: resolved configuration, effective options, versions, provenance."""
+        write_text_atomic(self.directory / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        path = self.directory / MARK
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        dtype = str(next(self.trainer.model.parameters()).dtype).removeprefix("torch.")
+        record = {
+            "isentrope": version("isentrope"),
+            "versions": versions(),
+            "preset": self.config.preset,
+            "seed": self.config.seed,
+            "model": self.config.model.name,
+            "task": self.task.describe(),
+            "objective": _plain(self.trainer.objective),
+            "control": [{"name": key, **_plain(link)} for key, link in zip(self.trainer.chain.keys, self.trainer.chain.links, strict=True)],
+            "effective": effective(self.trainer.args),
+            "head": "isentrope" if self.trainer.own_head else "trl",
+            "threads": torch.get_num_threads(),
+            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "processes": self.trainer.accelerator.num_processes},
+            "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+            "provenance": {
+                key: value.to_dict()
+                for key, value in (provenance(self.args.temperature, dtype, self.trainer.own_head) | self.eval_provenance(dtype)).items()
+            },
+            "recovered_from": before.get("recovered_from", []) + ([self.resumed.step] if self.resumed else []),
+            "command": before.get("command", " ".join(["isentrope", *sys.argv[1:]])),
+        }
+        write_json_atomic(path, record)
+
+    def eval_provenance(self, dtype: str) -> dict:
+        from isentrope.provenance import Provenance
+
+        return {
+            "evals.entropy": Provenance(
+                estimator="exact", temperature=float(self.args.temperature), truncation=None, policy="current", mask="completion",
+                aggregation="token-mean", unit="nats", dtype=dtype,
+            ),
+            "evals.answer_entropy": Provenance(
+                estimator="plug-in", temperature=float(self.args.temperature), truncation=None, policy="current", mask="answers",
+                aggregation="prompt-mean", unit="nats", dtype="float64",
+            ),
+        }  # fmt: skip
+
+    def finish(self) -> dict[str, Any]:
+        """Final model, summary and report."""
+        trainer = self.trainer
+        self.writer.flush(trainer.state.global_step)
+        summary = summarise(Tape.read(self.directory), self.best)
+        if trainer.accelerator.is_main_process:
+            write_json_atomic(self.directory / "summary.json", summary)
+            self._save_model("final")
+            if self.config.report.build:
+                from isentrope import report
+
+                report.build(self.directory)
+        return summary
+
+    def card(self, name: str) -> str:
+        """The model card: task, chain, figures, versions."""
+        figures = summarise(Tape.read(self.directory, skip_damaged=True), self.best) if name == "final" else {"pass@1": self.best["pass@1"], "step": self.best["step"]}
+        chain = ", ".join(self.trainer.chain.keys) or "none (plain objective)"
+        lines = [
+            "---", "library_name: transformers", "tags: [isentrope, reinforcement-learning, grpo]", "---", "",
+            f"# {self.config.model.name} after reinforcement fine-tuning ({name})", "",
+            f"- task: {self.task.describe()}", f"- objective: {self.trainer.objective}", f"- interventions: {chain}", f"- seed: {self.config.seed}",
+            "", "| figure | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in figures.items()),
+            "", "| package | version |", "|---|---|", *(f"| {key} | {value} |" for key, value in versions().items()), "",
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+
+class _RunCallback(TrainerCallback):
+    """Evaluations, progress and stopping, after the host has closed its update."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0 and self.run.config.evaluate.every is not None:
+            self.run.evaluate()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        run = self.run
+        last = state.global_step >= state.max_steps
+        every = run.config.evaluate.every
+        if every is not None and (state.global_step % every == 0 or last):
+            run.evaluate()
+        run.progress.step({"step": state.global_step, **run.recorder.last})
+        if run.config.tape.flush_every and state.global_step % run.config.tape.flush_every == 0:
+            run.writer.flush(state.global_step)
+        if run.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+def run(config: Config, *, resume: Path | str | None = None, progress: Watcher | None = None) -> RunResult:
+    """Trains as `config` says in `config.out`, or goes on with the run in `resume`.
+
+    Raises UserError for a directory that is not empty, or holds no run to resume.
+    """
+    progress = Silent() if progress is None else progress
+    if resume is None:
+        directory = Path(config.out)
+        if directory.exists() and any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty. Choose another --out, or continue that run with --resume {directory}.")
+        directory.mkdir(parents=True, exist_ok=True)
+        return Run(config, directory, None, progress).go()
+    directory = Path(resume)
+    if not (directory / MARK).is_file():
+        raise UserError(f"{directory} holds no run (no {MARK}). Start one with: isentrope train --out {directory}")
+    found = checkpoint.latest(directory)
+    if found is None:
+        progress.message(f"{directory} has no complete checkpoint; the run starts again from step 0.")
+        shutil.rmtree(directory / "tape", ignore_errors=True)
+        return Run(config, directory, None, progress).go()
+    for path, reason in found.skipped:
+        progress.message(f"warning: checkpoint {path} is left aside: {reason}")
+    return Run(config, directory, found, progress).go()
+
+
+# --- parts
+
+
+def trainer_arguments(config: Config, directory: Path) -> GRPOConfig:
+    """TRL's options: the user's, and what a run directory needs."""
+    own = {
+        "output_dir": str(directory),
+        "seed": config.seed,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "steps",
+        "save_steps": 50,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,  # TRL turns autocast on by default; the model's own dtype decides
+    }
+    return GRPOConfig(**(own | dict(config.trl)))
+
+
+def chain_of(config: Config) -> Chain:
+    return build(config.control)
+
+
+def longest_prompt(task: tasks.Task, loaded: models.LoadedModel) -> int:
+    """Tokens of the longest training prompt."""
+    return max(len(loaded.tokenizer(text)["input_ids"]) for text in tasks.prompt_texts(task, loaded.tokenizer))
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def effective(args: GRPOConfig) -> dict[str, Any]:
+    """TRL's options as they stand after its own changes: effective, not requested."""
+    return {key: value for key, value in args.to_dict().items() if isinstance(value, str | int | float | bool | list | dict | type(None))}
+
+
+def summarise(tape: Tape, best: Mapping[str, float]) -> dict[str, Any]:
+    """The run's final figures as a flat object."""
+    summary: dict[str, Any] = {}
+    steps, evals = tape.steps, tape.evals
+    if len(steps):
+        rows = steps.sort("step")
+        edge = max(1, len(rows) // 20)
+        summary |= {
+            "steps": int(rows["step"][-1]),
+            "seconds": float(rows["seconds"].sum()),
+            "tokens": float(rows["tokens"].sum()),
+            "entropy.start": float(rows["entropy/mean"][:edge].mean()),
+            "entropy.end": float(rows["entropy/mean"][-edge:].mean()),
+            "reward.start": float(rows["reward/mean"][:edge].mean()),
+            "reward.end": float(rows["reward/mean"][-edge:].mean()),
+        }
+    if len(evals):
+        final = evals.filter(evals["step"] == evals["step"].max())
+        first = evals.filter(evals["step"] == evals["step"].min())
+        for row in final.iter_rows(named=True):
+            summary[row["metric"]] = row["value"]
+            summary[f"{row['metric']}.low"], summary[f"{row['metric']}.high"] = row["low"], row["high"]
+        for row in first.iter_rows(named=True):
+            summary[f"{row['metric']}.start"] = row["value"]
+        summary["best.pass@1"], summary["best.step"] = best["pass@1"], best["step"]
+    return summary
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return json.loads(json.dumps(asdict(value), default=str))

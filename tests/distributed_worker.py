@@ -1,0 +1,95 @@
+"""One update of the host on a fixed batch, as one or several processes; writes gradients, chosen tokens and the rows it saw.
+
+    accelerate launch --cpu --num_processes 2 tests/distributed_worker.py MODEL OUT CONTROL_JSON ROWS_PER_SLICE SLICES
+
+Completions are a function of the prompt and the position of the row in the whole batch, so every way of splitting sees the same batch.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from isentrope.train.tiny import share_of_vowels
+from isentrope.train.trl import IsentropeTrainer
+
+LENGTH = 10
+
+
+class Fixed(IsentropeTrainer):
+    """Completions from a hash instead of a sampler; remembers what the chain touched."""
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        completions = []
+        for offset in range(len(prompt_ids)):
+            row = rank * len(prompt_ids) + offset if len(prompt_ids) * world == self.args.generation_batch_size else offset
+            generator = torch.Generator().manual_seed(1000 * row + sum(prompt_ids[offset]))
+            length = int(torch.randint(3, LENGTH + 1, (1,), generator=generator))
+            ids = torch.randint(2, 30, (length,), generator=generator).tolist()
+            completions.append([*ids[:-1], 1] if row % 3 else ids)
+        return completions, None
+
+
+class Note:
+    """A recorder that keeps the touched tokens of every row."""
+
+    signals = ()
+
+    def __init__(self):
+        self.touched: dict[str, list] = {}
+
+    def begin(self) -> None: ...
+    def generation(self, trainer, prompts, rollouts) -> None:
+        self.rows = sorted(rollouts.row_id.tolist())
+
+    def slice(self, trainer, step, stats, result) -> None:
+        for key, mask in result.observed.touched.items():
+            for row, position in mask.nonzero().tolist():
+                self.touched.setdefault(key, []).append([int(step.rollouts.row_id[row]), position])
+
+    def update(self, trainer) -> None: ...
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state) -> None: ...
+
+
+class Keep(TrainerCallback):
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    model, out, control, rows, slices = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+    options = json.loads(sys.argv[6]) if len(sys.argv) > 6 else {}
+    args = GRPOConfig(
+        output_dir=str(out), per_device_train_batch_size=rows, gradient_accumulation_steps=slices, num_generations=4, max_completion_length=LENGTH,
+        max_steps=options.pop("max_steps", 1), learning_rate=1e-3, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True, bf16=False,
+        seed=3, disable_tqdm=True, max_grad_norm=0.0, shuffle_dataset=False, **options,
+    )  # fmt: skip
+    prompts = Dataset.from_dict({"prompt": [f"{index}+{index + 1}=" for index in range(64)]})
+    keep, note = Keep(), Note()
+    trainer = Fixed(
+        model=model, reward_funcs=share_of_vowels, args=args, train_dataset=prompts, callbacks=[keep], control=control, recorder=note
+    )
+    assert isinstance(trainer, GRPOTrainer)
+    trainer.train()
+    world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    torch.save(
+        {"gradients": keep.gradients, "touched": {key: sorted(value) for key, value in note.touched.items()}, "rows": note.rows},
+        out / f"world{world}-rank{rank}.pt",
+    )
+
+
+if __name__ == "__main__":
+    main()
