@@ -213,10 +213,12 @@ def stages_of(intervention: Intervention) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ChainStats:
-    """What the links' surveys found, by link, and the share of the update's trained tokens that stays in the divisor."""
+    """What the links' surveys found, by link, and the share of the update's trained tokens that stays in the divisor
+    (None while no link removes tokens from it; `narrowing` are the links that do)."""
 
     links: tuple[Stats | None, ...]
     kept_share: Float[Tensor, ""] | None = None
+    narrowing: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -337,17 +339,19 @@ def policy_loss(
         before, step = step, replace(step, bounds=link.clip(step, found[index], state[index]))
         touched[control.keys[index]] |= _clip_differs(before, step, objective)
 
+    # before the surrogate: autograd then adds the terms of a gradient in TRL's order, which bit equality needs
+    kl = None if objective.kl is None else objective.kl_term(step.log_probs, step.rollouts.ref_log_probs, step.ratio)
     token_loss = objective.surrogate(step.ratio, step.advantage, step.log_probs, step.bounds, mask)
     weight, keep, denominator_keep = _weights(step, control, found, state, touched)
     if weight is not None:
         token_loss = token_loss * weight
     if keep is not None:
         token_loss = torch.where(keep, token_loss, torch.zeros_like(token_loss))
-    kl = None
-    if objective.kl is not None:
-        kl = objective.kl_term(step.log_probs, step.rollouts.ref_log_probs, step.ratio)
+    if kl is not None:
         token_loss = token_loss + objective.kl_coef * kl
 
+    if denominator_keep is not None and (stats is None or stats.kept_share is None):
+        raise ValueError('policy_loss: a weight with denominator "kept" needs the survey of its update; give that link a survey stage.')
     kept = {} if denominator_keep is None else {"kept": denominator_keep, "kept_share": stats.kept_share}
     loss = objective.aggregate(token_loss, mask, step.normaliser, **kept)
     metrics: dict[str, Tensor] = {"policy_loss": loss.detach()}
@@ -381,14 +385,15 @@ def survey(view: Step, objective: Objective, control: Chain, state: Sequence[Sta
             found.append(None if local else stats)
             if isinstance(link, Clip):
                 view = replace(view, bounds=link.clip(view, stats, state[index]))
-        kept_share = None
+        kept, narrowing = view.mask, set()
         for index, link in control.having(Weight):
-            chosen = link.weight(view, found[index] if found[index] is not None else _own(link, view, state[index], rng.child(index)), state[index])
+            stats = found[index] if found[index] is not None else _own(link, view, state[index], rng.child(index))
+            chosen = link.weight(view, stats, state[index])
             if chosen.denominator == "kept" and chosen.keep is not None:
-                kept_share = chosen.keep if kept_share is None else kept_share & chosen.keep
-        if kept_share is not None:
-            kept_share = (kept_share & view.mask).sum() / view.mask.sum().clamp(min=1)
-    return ChainStats(tuple(found), kept_share)
+                kept = kept & chosen.keep
+                narrowing.add(index)
+        share = kept.sum() / view.mask.sum().clamp(min=1) if narrowing else None
+    return ChainStats(tuple(found), share, frozenset(narrowing))
 
 
 def predicted_push(
@@ -417,11 +422,13 @@ def removed_shares(
     whole = predicted_push(step, objective, control, stats, state, rng).sum()
     shares = {}
     for index, key in enumerate(control.keys):
-        links = None if stats is None else stats.links[:index] + stats.links[index + 1 :]
         rest = control.without(index)
-        kept = None if stats is None or not rest.links else ChainStats(links, stats.kept_share if _keeps(rest) else None)
+        left = None
+        if stats is not None and rest.links:
+            narrowing = stats.narrowing - {index}
+            left = ChainStats(stats.links[:index] + stats.links[index + 1 :], stats.kept_share if narrowing else None)
         states = tuple(state[:index]) + tuple(state[index + 1 :])
-        shares[key] = (predicted_push(step, objective, rest, kept, states, rng).sum(), whole)
+        shares[key] = (predicted_push(step, objective, rest, left, states, rng).sum(), whole)
     return shares
 
 
@@ -494,10 +501,6 @@ def _weights(
             if chosen.denominator == "kept":
                 denominator = chosen.keep if denominator is None else denominator & chosen.keep
     return weight, keep, denominator
-
-
-def _keeps(control: Chain) -> bool:
-    return any(str(link.__dict__.get("denominator", "all")) == "kept" for link in control.links)
 
 
 def _penalty(penalty: Penalty, objective: Objective, step: Step) -> Tensor:
