@@ -1,6 +1,6 @@
 """One update of the host on a fixed batch, as one or several processes; writes gradients, chosen tokens and the rows it saw.
 
-    accelerate launch --cpu --num_processes 2 tests/distributed_worker.py MODEL OUT CONTROL_JSON ROWS_PER_SLICE SLICES
+    torchrun --standalone --nproc_per_node=2 tests/distributed_worker.py MODEL OUT CONTROL_JSON ROWS_PER_SLICE SLICES
 
 Completions are a function of the prompt and the position of the row in the whole batch, so every way of splitting sees the same batch.
 """

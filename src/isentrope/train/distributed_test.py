@@ -25,10 +25,8 @@ def launch(model: str, out: Path, control: list, *, processes: int, rows: int, s
     if processes == 1:
         command = [sys.executable, *arguments]
     else:
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", *arguments,
-        ]  # fmt: skip
+        # `accelerate launch --cpu --num_processes 2` (accelerate 1.15) starts ONE process without MPI; torchrun starts both
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -104,3 +104,41 @@ def test_what_is_not_carried_is_refused_by_name(change, words, model_path, tmp_p
         IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path, **change), train_dataset=toy_prompts())
     for word in words:
         assert word in str(refusal.value)
+
+
+RESUMED = {
+    "iterations": {"num_iterations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 1},
+    "slices": {"steps_per_generation": 4, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 4},
+    "epochs": {"per_device_train_batch_size": 8, "num_generations": 4},  # 8 prompts: an epoch is 4 updates
+}
+
+
+@pytest.mark.parametrize("way", RESUMED)
+def test_resume_from_any_step_equals_the_straight_run(way, model_path, tmp_path):
+    """Stock TRL forgets its step counter, its buffered rollouts and the epoch's permutation."""
+    rows = 8 if way == "epochs" else 64
+    args = RESUMED[way] | {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
+
+    def trainer(folder):
+        return IsentropeTrainer(
+            model=model_path, reward_funcs=share_of_vowels, args=options(folder, **args), train_dataset=toy_prompts(rows)
+        )
+
+    straight = trainer(tmp_path / "run")
+    straight.train()
+    for stop in (1, 3, 5):
+        resumed = trainer(tmp_path / "again" / str(stop))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{stop}"))
+        for ours, theirs in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs), f"resumed from {stop}"
+        assert resumed.state.global_step == 6
+
+
+def test_stock_resume_drifts_so_the_test_above_can_fail(model_path, tmp_path):
+    args = RESUMED["slices"] | {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
+    straight, *_, weights = run(GRPOTrainer, model_path, options(tmp_path / "run", **args))
+    again = GRPOTrainer(
+        model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path / "again", **args), train_dataset=toy_prompts()
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert any(not torch.equal(a, b) for a, b in zip(again.model.parameters(), weights, strict=True))
