@@ -455,11 +455,15 @@ def _prepare(step: Step, objective: Objective, control: Chain) -> Step:
         old_log_probs=None if old is None else torch.where(mask, old, 0.0),
         ref_log_probs=None if rollouts.ref_log_probs is None else torch.where(mask, rollouts.ref_log_probs, 0.0),
         advantage=_safe_advantage(rollouts),
+        signals=_safe_signals(rollouts.signals, mask),
     )
-    signals = {key: torch.where(mask, value, 0.0) if value.shape == mask.shape else value for key, value in step.signals.items()}
-    step = replace(step, rollouts=rollouts, log_probs=torch.where(mask, log_probs, 0.0), signals=signals)
+    step = replace(step, rollouts=rollouts, log_probs=torch.where(mask, log_probs, 0.0), signals=_safe_signals(step.signals, mask))
     ratio = objective.ratio(step.log_probs, step.old_log_probs, mask)
     return replace(step, ratio=ratio, bounds=objective.bounds())
+
+
+def _safe_signals(signals: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    return {key: torch.where(mask, value, 0.0) if value.shape == mask.shape else value for key, value in signals.items()}
 
 
 def _safe_advantage(rollouts: Rollouts) -> Tensor:
