@@ -1,0 +1,182 @@
+"""Evaluation on held-out prompts: what the model gets right, how varied it is, how long, each with a bootstrap interval."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from isentrope.measure.answers import answer_entropy, bootstrap_interval, maj_at_k, pass_at_k
+from isentrope.train.tasks import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`rows` as in the tape's table `evals` (without the step); `samples` one mapping per response.
+
+    Entropy is exact over the vocabulary, of softmax(logits / temperature), at the sampled positions (the end token's included),
+    token mean, in nats.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    samples: tuple[dict[str, Any], ...]
+    temperature: float
+    values: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {row["metric"]: row["value"] for row in self.rows})
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    *,
+    prompts: int | None = 64,
+    samples: int = 16,
+    temperature: float = 1.0,
+    max_completion_length: int = 48,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Sample `samples` responses to each of the first `prompts` validation prompts (None: all) and judge them.
+
+    Deterministic in `seed` for equal batch_size; leaves torch's, numpy's and Python's random states and the training mode as
+    they were. Raises ValueError for counts below 1.
+    """
+    for name, value in {"prompts": prompts or 1, "samples": samples, "max_completion_length": max_completion_length, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"evaluate: {name} must be at least 1. Got {value}.")
+    if not temperature > 0:
+        raise ValueError(f"evaluate: temperature must be positive. Got {temperature}. For greedy answers take a small one, 1e-3.")
+    chosen = task.validation.select(range(min(prompts or len(task.validation), len(task.validation))))
+    rows = [dict(row, group=index) for index, row in enumerate(chosen) for _ in range(samples)]
+    training = model.training
+    model.eval()
+    try:
+        with _own_randomness(seed, model.device), torch.no_grad():
+            drawn: list[dict[str, Any]] = []
+            for start in range(0, len(rows), batch_size):
+                drawn += _sample(model, tokenizer, rows[start : start + batch_size], temperature, max_completion_length)
+            judged = _judge(task, rows, drawn)
+    finally:
+        model.train(training)
+    return Evaluation(tuple(_summary(judged, samples, seed)), tuple(judged), temperature)
+
+
+class _Entropies(LogitsProcessor):
+    """Divides by the temperature and notes the entropy of what is about to be sampled, [row] nats per position."""
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+        self.entropies: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.float() / self.temperature
+        log_probs = scores.log_softmax(-1)
+        self.entropies.append(-(log_probs.exp() * log_probs.clamp(min=torch.finfo(torch.float32).min)).sum(-1))
+        return scores
+
+
+def _sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], temperature: float, length: int
+) -> list[dict[str, Any]]:
+    texts = [prompt_text(tokenizer, row["prompt"]) for row in rows]
+    special = isinstance(rows[0]["prompt"], str)
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special).to(model.device)
+    seen = _Entropies(temperature)
+    out = model.generate(
+        input_ids=encoded["input_ids"],
+        attention_mask=encoded["attention_mask"],
+        generation_config=GenerationConfig(
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length, use_cache=True,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        ),
+        logits_processor=LogitsProcessorList([seen]),
+    )
+    ids = out[:, encoded["input_ids"].shape[1] :].cpu()
+    entropy = torch.stack(seen.entropies, dim=1).cpu()
+    ended = ids == tokenizer.eos_token_id
+    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1])
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    sums = torch.where(mask, entropy, 0.0).double().sum(1)
+    return [
+        {
+            "completion": tokenizer.decode(ids[i, : lengths[i]], skip_special_tokens=True),
+            "length": int(lengths[i]),
+            "truncated": not bool(ended[i].any()),
+            "entropy": float(sums[i] / lengths[i]),
+        }
+        for i in range(len(rows))
+    ]
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> str:
+    """The text that the model reads: a plain prompt as it is, messages through the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+
+
+def _judge(task: Task, rows: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reward, correctness and answer beside each response. A row that no reward could score counts as wrong, reward None."""
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "group")}
+    prompts = [row["prompt"] for row in rows]
+    plain = isinstance(prompts[0], str)
+    completions = [d["completion"] if plain else [{"role": "assistant", "content": d["completion"]}] for d in drawn]
+    parts = [reward(prompts=prompts, completions=completions, **columns) for reward in task.rewards]
+    judged = []
+    for index, (row, found) in enumerate(zip(rows, drawn, strict=True)):
+        scores = [part[index] for part in parts if part[index] is not None]
+        reward = sum(scores) if scores else None
+        correct = reward is not None and reward >= task.correct_at - 1e-9
+        judged.append({"group": row["group"], "prompt": row["prompt"], **found, "reward": reward, "correct": correct, "answer": task.extract(found["completion"])})
+    return judged
+
+
+def _summary(judged: Sequence[dict[str, Any]], samples: int, seed: int) -> Iterator[dict[str, Any]]:
+    groups = [judged[start : start + samples] for start in range(0, len(judged), samples)]
+    right = torch.tensor([sum(r["correct"] for r in g) for g in groups])
+    per_prompt: dict[str, tuple[Tensor, Tensor | None]] = {}
+    powers = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    for k in powers:
+        per_prompt[f"pass@{k}"] = pass_at_k(right, samples, k), None
+    per_prompt[f"maj@{samples}"] = _column(maj_at_k([r["answer"] for r in g], [r["correct"] for r in g], samples) for g in groups), None
+    per_prompt["answer_entropy"] = _column(answer_entropy([r["answer"] for r in g]) for g in groups), None
+    per_prompt["length"] = _column(_mean(r["length"] for r in g) for g in groups), None
+    tokens = _column(sum(r["length"] for r in g) for g in groups)
+    per_prompt["entropy"] = _column(sum(r["entropy"] * r["length"] for r in g) for g in groups) / tokens, tokens
+    per_prompt["truncated"] = _column(_mean(r["truncated"] for r in g) for g in groups), None
+    for metric, (values, weights) in per_prompt.items():
+        interval = bootstrap_interval(values, weights=weights, seed=seed)
+        yield {"metric": metric, "value": interval.value, "low": interval.low, "high": interval.high, "prompts": len(groups), "samples": samples}
+
+
+def _column(values: Any) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)
+
+
+def _mean(values: Any) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+@contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed all generators inside, and put their states back afterwards."""
+    python, legacy = random.getstate(), numpy.random.get_state()
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            numpy.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(legacy)

@@ -1,0 +1,290 @@
+"""Verifiable tasks: prompts that a reward function can judge.
+
+Three sources: the presets below (compact prompts that the embedded model reads), any dataset of reasoning-gym with its own
+verifier, and a JSONL file with a reward function by import path. Train and validation prompts are disjoint by construction: a hash of
+the canonical prompt (white space collapsed) decides the side, so equal prompts can never stand on both.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from isentrope.train.rewards import GuardedReward, Reward, import_reward
+
+VALIDATION_SHARE = 0.125
+Extract = Literal["auto", "last-number", "whole"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts on two disjoint sides and the functions that judge completions.
+
+    `train` and `validation` have a column `prompt` (a string, or a list of messages for a chat model) and whatever the rewards
+    read. `rewards` have TRL's signature and are guarded. A completion is correct when its summed reward reaches `correct_at`.
+    """
+
+    name: str
+    train: Dataset
+    validation: Dataset
+    rewards: tuple[GuardedReward, ...]
+    extract: Callable[[str], str | None]
+    correct_at: float = 1.0
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Flat facts for the log, the dry run and the model card."""
+        return {
+            "name": self.name,
+            "train_prompts": len(self.train),
+            "validation_prompts": len(self.validation),
+            "rewards": [reward.__name__ for reward in self.rewards],
+            "first_prompt": self.train[0]["prompt"],
+            **self.source,
+        }
+
+    def reward_faults(self) -> dict[str, int]:
+        """Rows that could not be scored so far, by `reward/kind`."""
+        return {f"{r.__name__}/{kind}": n for r in self.rewards for kind, n in r.counts.items()}
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One line of `isentrope tasks`."""
+
+    name: str
+    kind: Literal["preset", "reasoning-gym"]
+    summary: str
+
+
+_SUMS = {
+    "reasoning_gym": "chain_sum",
+    "config": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
+    "prompt": "{metadata[expression]}=",
+    "compact": True,
+    "keep": "+",
+    "extract": "last-number",
+    "exact": True,
+    "size": 24000,
+}
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sums": ("two-digit additions as `12+34=`, the default; the embedded model was made for it", _SUMS),
+    "sums-think": ("the same additions as `12+34=<think>`: worked answers in phases opened by verbs", {**_SUMS, "suffix": "<think>"}),
+    "sums-chat": (
+        "additions of one or two digits in words, for a small chat model",
+        {
+            "reasoning_gym": "chain_sum",
+            "config": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+            "prompt": "What is {metadata[expression]}? End with the final number.",
+            "extract": "last-number",
+            "exact": True,
+            "size": 4000,
+        },
+    ),
+}
+
+
+def side_of(prompt: str, share: float = VALIDATION_SHARE) -> Literal["train", "validation"]:
+    """The side on which a prompt stands, for ever: a hash of its words, uniform on [0, 1), below `share` or not."""
+    digest = hashlib.blake2b(" ".join(prompt.split()).encode(), digest_size=8).digest()
+    return "validation" if int.from_bytes(digest, "big") / 2**64 < share else "train"
+
+
+def list_tasks() -> list[TaskInfo]:
+    """The presets, then every dataset of reasoning-gym (as `reasoning-gym:NAME`)."""
+    from reasoning_gym.factory import DATASETS
+
+    presets = [TaskInfo(name, "preset", summary) for name, (summary, _) in PRESETS.items()]
+    return presets + [TaskInfo(f"reasoning-gym:{n}", "reasoning-gym", _first_line(DATASETS[n][0])) for n in sorted(DATASETS)]
+
+
+def load_task(spec: str | Mapping[str, Any], *, chat: bool = False, **overrides: Any) -> Task:
+    """A task by preset name, `reasoning-gym:NAME`, or a mapping.
+
+    A mapping holds `name` (a preset, whose fields the others replace), or `reasoning_gym` with the arguments of
+    `reasoning_gym_task`, or `jsonl` and `reward` with those of `jsonl_task`. With `chat` prompts become lists of messages.
+    Raises ValueError or FileNotFoundError that names the field and the way out.
+    """
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    given.update(overrides)
+    name = given.get("name")
+    if name is not None and not {"reasoning_gym", "jsonl"} & given.keys():
+        if str(name).startswith("reasoning-gym:"):
+            given["reasoning_gym"] = str(name).partition(":")[2]
+        elif name in PRESETS:
+            given = {**PRESETS[name][1], **given}
+        else:
+            raise ValueError(f"task: unknown task {name!r}.{_nearest(str(name), PRESETS)} `isentrope tasks` lists them all.")
+    build = reasoning_gym_task if "reasoning_gym" in given else jsonl_task if "jsonl" in given else None
+    if build is None:
+        raise ValueError("task needs one of: name (a preset), reasoning_gym (a dataset), jsonl (a file). Got none of them.")
+    known = list(build.__kwdefaults__) + ["reasoning_gym", "jsonl", "reward"]
+    if unknown := [key for key in given if key not in known]:
+        raise ValueError(f"task: unknown field {unknown[0]!r}.{_nearest(unknown[0], known)} Allowed: {', '.join(sorted(known))}.")
+    task = build(given.pop("reasoning_gym"), **given) if build is reasoning_gym_task else build(given.pop("jsonl"), **given)
+    return as_chat(task) if chat else task
+
+
+def reasoning_gym_task(
+    dataset: str,
+    *,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    size: int = 2000,
+    seed: int = 0,
+    prompt: str = "{question}",
+    compact: bool = False,
+    suffix: str = "",
+    keep: str | None = None,
+    extract: Extract = "auto",
+    exact: bool = False,
+    validation_share: float = VALIDATION_SHARE,
+    validation_size: int | None = None,
+    timeout: float | None = 10.0,
+) -> Task:
+    """Prompts of a reasoning-gym dataset, judged by that dataset's own `score_answer`.
+
+    `prompt` is a format string over the entry (`question`, `answer`, `metadata[...]`); `compact` drops its spaces; `suffix` is appended
+    and does not change the side; `keep` takes entries whose prompt contains that text; `exact` turns partial credit into 0.
+    Duplicate prompts are dropped, so fewer than `size` may come out.
+    """
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    if dataset not in DATASETS:
+        raise ValueError(f"task.reasoning_gym: unknown dataset {dataset!r}.{_nearest(dataset, DATASETS)} `isentrope tasks` lists them.")
+    try:
+        entries = create_dataset(dataset, **{**dict(config or {}), "size": size, "seed": seed})
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(f"task.config: reasoning-gym refused it for {dataset!r}: {error}. Got {dict(config or {})}.") from error
+    rows = []
+    for index in range(size):
+        entry = entries[index]
+        text = prompt.format_map(entry)
+        text = "".join(text.split()) if compact else text
+        if keep is None or keep in text:
+            rows.append({"key": text, "prompt": text + suffix, "answer": str(entry["answer"]), "index": index})
+    reader = _EXTRACT[extract]
+
+    def verifier(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
+        return [_judged(entries, i, reader(completion_text(c)), exact) for c, i in zip(completions, index, strict=True)]
+
+    source = {"reasoning_gym": dataset, "config": dict(config or {}), "size": size, "seed": seed, "extract": extract, "exact": exact}
+    return _task(name or dataset, rows, (GuardedReward(verifier, name=dataset, timeout=timeout),), reader, source, validation_share, validation_size)
+
+
+def jsonl_task(
+    path: str | Path,
+    *,
+    reward: str | Sequence[str],
+    name: str | None = None,
+    extract: Extract = "auto",
+    validation_share: float = VALIDATION_SHARE,
+    validation_size: int | None = None,
+    correct_at: float = 1.0,
+    timeout: float | None = 10.0,
+) -> Task:
+    """Prompts of a JSONL file (one object per line, a string `prompt` and anything else), judged by `pkg.mod:function`."""
+    file = Path(path)
+    rows = [{"key": row["prompt"], **row} for row in read_jsonl(file)]
+    paths = [reward] if isinstance(reward, str) else list(reward)
+    rewards = tuple(GuardedReward(import_reward(item), timeout=timeout) for item in paths)
+    source = {"jsonl": str(file), "reward": paths, "extract": extract}
+    task = _task(name or file.stem, rows, rewards, _EXTRACT[extract], source, validation_share, validation_size)
+    return replace(task, correct_at=correct_at)
+
+
+def read_jsonl(file: Path) -> list[Row]:
+    """The objects of a JSONL file. FileNotFoundError or ValueError, with the line number, when it is not one."""
+    if not file.is_file():
+        raise FileNotFoundError(f"task.jsonl: no file {file}. Give a path relative to {Path.cwd()}, or an absolute one.")
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"task.jsonl: {file} line {number} is not JSON: {error.msg} at column {error.colno}.") from error
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+            raise ValueError(f"task.jsonl: {file} line {number} must be an object with a non-empty string 'prompt'. Got {line[:80]!r}.")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"task.jsonl: {file} holds no rows. Write one JSON object per line, with a string 'prompt'.")
+    return rows
+
+
+def as_chat(task: Task) -> Task:
+    """The same task with every prompt as one user message, as chat models expect."""
+    def wrap(row: Row) -> Row:
+        return {"prompt": [{"role": "user", "content": row["prompt"]}]}
+
+    def mapped(data: Dataset) -> Dataset:
+        return Dataset.from_list([{**row, **wrap(row)} for row in data.to_list()])
+
+    return replace(task, train=mapped(task.train), validation=mapped(task.validation))
+
+
+def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of a completion, plain or a list of messages."""
+    return completion if isinstance(completion, str) else "".join(str(message.get("content") or "") for message in completion)
+
+
+def last_number(text: str) -> str | None:
+    """The last integer or decimal number of a text, with its sign where one stands free; None where there is none."""
+    found = re.findall(r"(?:(?<![\w.)])-)?\d+(?:\.\d+)?", text.replace(",", "") if re.search(r"\d,\d{3}\b(?!\d*[+=])", text) else text)
+    return found[-1] if found else None
+
+
+def whole(text: str) -> str | None:
+    """The text without the space around it; None when nothing is left."""
+    return text.strip() or None
+
+
+def auto(text: str) -> str | None:
+    """The last `<answer>` where there is one, else what follows `</think>`, else the whole text."""
+    if tagged := re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL):
+        return whole(tagged[-1])
+    return whole(text.rsplit("</think>", 1)[-1])
+
+
+_EXTRACT: dict[str, Callable[[str], str | None]] = {"auto": auto, "last-number": last_number, "whole": whole}
+
+
+def _judged(entries: Any, index: int, answer: str | None, exact: bool) -> float | None:
+    score = entries.score_answer(answer=answer, entry=entries[index])
+    return float(score >= 1.0) if exact and score is not None else score
+
+
+def _task(
+    name: str, rows: Iterable[Row], rewards: tuple[GuardedReward, ...], extract: Callable[[str], str | None],
+    source: Mapping[str, Any], share: float, validation_size: int | None,
+) -> Task:
+    """Drop duplicates, split by hash, and refuse an empty side."""
+    if not 0 < share < 1:
+        raise ValueError(f"task.validation_share must be a fraction in (0, 1). Got {share}.")
+    unique = {" ".join(row["key"].split()): row for row in reversed(list(rows))}
+    sides: dict[str, list[Row]] = {"train": [], "validation": []}
+    for key, row in reversed(unique.items()):
+        sides[side_of(key, share)].append({k: v for k, v in row.items() if k != "key"})
+    for side, members in sides.items():
+        if not members:
+            raise ValueError(f"task {name!r}: its {side} side is empty ({len(unique)} different prompts in all). Give more prompts, "
+                             f"or change task.validation_share (now {share}).")
+    validation = sides["validation"][:validation_size]
+    return Task(name, Dataset.from_list(sides["train"]), Dataset.from_list(validation), rewards, extract, source=source)
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or kind.__name__).strip().splitlines()[0]
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
