@@ -3,16 +3,22 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from isentrope.measure.answers import answer_entropy, bootstrap_interval, maj_at_k, pass_at_k
-from isentrope.train.tasks import Task
+from isentrope.train.tasks import Task, prompt_text
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,13 @@ class Evaluation:
     rows: tuple[dict[str, Any], ...]
     samples: tuple[dict[str, Any], ...]
     temperature: float
-    values: dict[str, float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "values", {row["metric"]: row["value"] for row in self.rows})
+    def value(self, metric: str) -> float:
+        """The value of one metric; KeyError lists those there are."""
+        values = {row["metric"]: row["value"] for row in self.rows}
+        if metric not in values:
+            raise KeyError(f"evaluation has no metric {metric!r}; it has {', '.join(values)}")
+        return values[metric]
 
 
 def evaluate(
@@ -49,11 +58,18 @@ def evaluate(
     Deterministic in `seed` for equal batch_size; leaves torch's, numpy's and Python's random states and the training mode as
     they were. Raises ValueError for counts below 1.
     """
-    for name, value in {"prompts": prompts or 1, "samples": samples, "max_completion_length": max_completion_length, "batch_size": batch_size}.items():
+    for name, value in {
+        "prompts": prompts or 1,
+        "samples": samples,
+        "max_completion_length": max_completion_length,
+        "batch_size": batch_size,
+    }.items():
         if value < 1:
             raise ValueError(f"evaluate: {name} must be at least 1. Got {value}.")
     if not temperature > 0:
-        raise ValueError(f"evaluate: temperature must be positive. Got {temperature}. For greedy answers take a small one, 1e-3.")
+        raise ValueError(
+            f"evaluate: temperature must be positive. Got {temperature}. For greedy answers take a small one, 1e-3."
+        )
     chosen = task.validation.select(range(min(prompts or len(task.validation), len(task.validation))))
     rows = [dict(row, group=index) for index, row in enumerate(chosen) for _ in range(samples)]
     training = model.training
@@ -84,18 +100,30 @@ class _Entropies(LogitsProcessor):
 
 
 def _sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], temperature: float, length: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    temperature: float,
+    length: int,
 ) -> list[dict[str, Any]]:
     texts = [prompt_text(tokenizer, row["prompt"]) for row in rows]
     special = isinstance(rows[0]["prompt"], str)
-    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special).to(model.device)
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special).to(
+        model.device
+    )
     seen = _Entropies(temperature)
     out = model.generate(
         input_ids=encoded["input_ids"],
         attention_mask=encoded["attention_mask"],
         generation_config=GenerationConfig(
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length, use_cache=True,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=length,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         ),
         logits_processor=LogitsProcessorList([seen]),
     )
@@ -116,26 +144,28 @@ def _sample(
     ]
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> str:
-    """The text that the model reads: a plain prompt as it is, messages through the chat template."""
-    if isinstance(prompt, str):
-        return prompt
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-
-
 def _judge(task: Task, rows: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Reward, correctness and answer beside each response. A row that no reward could score counts as wrong, reward None."""
     columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "group")}
     prompts = [row["prompt"] for row in rows]
     plain = isinstance(prompts[0], str)
     completions = [d["completion"] if plain else [{"role": "assistant", "content": d["completion"]}] for d in drawn]
-    parts = [reward(prompts=prompts, completions=completions, **columns) for reward in task.rewards]
+    parts = [reward(prompts=prompts, completions=completions, **columns) for reward in task.reward_funcs]
     judged = []
     for index, (row, found) in enumerate(zip(rows, drawn, strict=True)):
         scores = [part[index] for part in parts if part[index] is not None]
         reward = sum(scores) if scores else None
         correct = reward is not None and reward >= task.correct_at - 1e-9
-        judged.append({"group": row["group"], "prompt": row["prompt"], **found, "reward": reward, "correct": correct, "answer": task.extract(found["completion"])})
+        judged.append(
+            {
+                "group": row["group"],
+                "prompt": row["prompt"],
+                **found,
+                "reward": reward,
+                "correct": correct,
+                "answer": task.extract(found["completion"]),
+            }
+        )
     return judged
 
 
@@ -146,7 +176,10 @@ def _summary(judged: Sequence[dict[str, Any]], samples: int, seed: int) -> Itera
     powers = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
     for k in powers:
         per_prompt[f"pass@{k}"] = pass_at_k(right, samples, k), None
-    per_prompt[f"maj@{samples}"] = _column(maj_at_k([r["answer"] for r in g], [r["correct"] for r in g], samples) for g in groups), None
+    per_prompt[f"maj@{samples}"] = (
+        _column(maj_at_k([r["answer"] for r in g], [r["correct"] for r in g], samples) for g in groups),
+        None,
+    )
     per_prompt["answer_entropy"] = _column(answer_entropy([r["answer"] for r in g]) for g in groups), None
     per_prompt["length"] = _column(_mean(r["length"] for r in g) for g in groups), None
     tokens = _column(sum(r["length"] for r in g) for g in groups)
@@ -154,7 +187,14 @@ def _summary(judged: Sequence[dict[str, Any]], samples: int, seed: int) -> Itera
     per_prompt["truncated"] = _column(_mean(r["truncated"] for r in g) for g in groups), None
     for metric, (values, weights) in per_prompt.items():
         interval = bootstrap_interval(values, weights=weights, seed=seed)
-        yield {"metric": metric, "value": interval.value, "low": interval.low, "high": interval.high, "prompts": len(groups), "samples": samples}
+        yield {
+            "metric": metric,
+            "value": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+            "prompts": len(groups),
+            "samples": samples,
+        }
 
 
 def _column(values: Any) -> Tensor:

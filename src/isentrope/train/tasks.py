@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
+from pydantic import BaseModel
+from transformers import PreTrainedTokenizerBase
 
-from isentrope.train.rewards import GuardedReward, Reward, import_reward
+from isentrope.errors import UserError
+from isentrope.train.rewards import GuardedReward, import_reward
 
 VALIDATION_SHARE = 0.125
 Extract = Literal["auto", "last-number", "whole"]
 Row = dict[str, Any]
+
+
+class TaskError(UserError, ValueError):
+    """A task that cannot be built; the message names the field and the way out."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,13 @@ class Task:
     """Prompts on two disjoint sides and the functions that judge completions.
 
     `train` and `validation` have a column `prompt` (a string, or a list of messages for a chat model) and whatever the rewards
-    read. `rewards` have TRL's signature and are guarded. A completion is correct when its summed reward reaches `correct_at`.
+    read. `reward_funcs` have TRL's signature and are guarded. A completion is correct when its summed reward reaches `correct_at`.
     """
 
     name: str
     train: Dataset
     validation: Dataset
-    rewards: tuple[GuardedReward, ...]
+    reward_funcs: tuple[GuardedReward, ...]
     extract: Callable[[str], str | None]
     correct_at: float = 1.0
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -45,14 +52,14 @@ class Task:
             "name": self.name,
             "train_prompts": len(self.train),
             "validation_prompts": len(self.validation),
-            "rewards": [reward.__name__ for reward in self.rewards],
+            "rewards": [reward.__name__ for reward in self.reward_funcs],
             "first_prompt": self.train[0]["prompt"],
             **self.source,
         }
 
     def reward_faults(self) -> dict[str, int]:
         """Rows that could not be scored so far, by `reward/kind`."""
-        return {f"{r.__name__}/{kind}": n for r in self.rewards for kind, n in r.counts.items()}
+        return {f"{r.__name__}/{kind}": n for r in self.reward_funcs for kind, n in r.counts.items()}
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,10 @@ _SUMS = {
 }
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "sums": ("two-digit additions as `12+34=`, the default; the embedded model was made for it", _SUMS),
-    "sums-think": ("the same additions as `12+34=<think>`: worked answers in phases opened by verbs", {**_SUMS, "suffix": "<think>"}),
+    "sums-think": (
+        "the same additions as `12+34=<think>`: worked answers in phases opened by verbs",
+        {**_SUMS, "suffix": "<think>"},
+    ),
     "sums-chat": (
         "additions of one or two digits in words, for a small chat model",
         {
@@ -102,18 +112,21 @@ def list_tasks() -> list[TaskInfo]:
     from reasoning_gym.factory import DATASETS
 
     presets = [TaskInfo(name, "preset", summary) for name, (summary, _) in PRESETS.items()]
-    return presets + [TaskInfo(f"reasoning-gym:{n}", "reasoning-gym", _first_line(DATASETS[n][0])) for n in sorted(DATASETS)]
+    return presets + [
+        TaskInfo(f"reasoning-gym:{n}", "reasoning-gym", _first_line(DATASETS[n][0])) for n in sorted(DATASETS)
+    ]
 
 
-def load_task(spec: str | Mapping[str, Any], *, chat: bool = False, **overrides: Any) -> Task:
-    """A task by preset name, `reasoning-gym:NAME`, or a mapping.
+def build(spec: str | Mapping[str, Any] | BaseModel, *, chat: bool = False) -> Task:
+    """A task by preset name, `reasoning-gym:NAME`, or a mapping (or pydantic model, whose None fields count as absent).
 
     A mapping holds `name` (a preset, whose fields the others replace), or `reasoning_gym` with the arguments of
     `reasoning_gym_task`, or `jsonl` and `reward` with those of `jsonl_task`. With `chat` prompts become lists of messages.
-    Raises ValueError or FileNotFoundError that names the field and the way out.
+    Raises TaskError, which names the field and the way out.
     """
+    if isinstance(spec, BaseModel):
+        spec = spec.model_dump(exclude_none=True)
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
-    given.update(overrides)
     name = given.get("name")
     if name is not None and not {"reasoning_gym", "jsonl"} & given.keys():
         if str(name).startswith("reasoning-gym:"):
@@ -121,14 +134,24 @@ def load_task(spec: str | Mapping[str, Any], *, chat: bool = False, **overrides:
         elif name in PRESETS:
             given = {**PRESETS[name][1], **given}
         else:
-            raise ValueError(f"task: unknown task {name!r}.{_nearest(str(name), PRESETS)} `isentrope tasks` lists them all.")
-    build = reasoning_gym_task if "reasoning_gym" in given else jsonl_task if "jsonl" in given else None
-    if build is None:
-        raise ValueError("task needs one of: name (a preset), reasoning_gym (a dataset), jsonl (a file). Got none of them.")
-    known = list(build.__kwdefaults__) + ["reasoning_gym", "jsonl", "reward"]
+            raise TaskError(
+                f"task: unknown task {name!r}.{_nearest(str(name), PRESETS)} `isentrope tasks` lists them all."
+            )
+    maker = reasoning_gym_task if "reasoning_gym" in given else jsonl_task if "jsonl" in given else None
+    if maker is None:
+        raise TaskError(
+            "task needs one of: name (a preset), reasoning_gym (a dataset), jsonl (a file). Got none of them."
+        )
+    known = [*maker.__kwdefaults__, "reasoning_gym", *(("jsonl", "reward") if maker is jsonl_task else ())]
     if unknown := [key for key in given if key not in known]:
-        raise ValueError(f"task: unknown field {unknown[0]!r}.{_nearest(unknown[0], known)} Allowed: {', '.join(sorted(known))}.")
-    task = build(given.pop("reasoning_gym"), **given) if build is reasoning_gym_task else build(given.pop("jsonl"), **given)
+        raise TaskError(
+            f"task: unknown field {unknown[0]!r}.{_nearest(unknown[0], known)} Allowed: {', '.join(sorted(known))}."
+        )
+    if maker is jsonl_task and "reward" not in given:
+        raise TaskError(
+            "task.reward is missing: a JSONL task needs a reward function by import path, 'pkg.mod:function'."
+        )
+    task = maker(given.pop("reasoning_gym" if maker is reasoning_gym_task else "jsonl"), **given)
     return as_chat(task) if chat else task
 
 
@@ -158,11 +181,15 @@ def reasoning_gym_task(
     from reasoning_gym.factory import DATASETS, create_dataset
 
     if dataset not in DATASETS:
-        raise ValueError(f"task.reasoning_gym: unknown dataset {dataset!r}.{_nearest(dataset, DATASETS)} `isentrope tasks` lists them.")
+        raise TaskError(
+            f"task.reasoning_gym: unknown dataset {dataset!r}.{_nearest(dataset, DATASETS)} `isentrope tasks` lists them."
+        )
     try:
         entries = create_dataset(dataset, **{**dict(config or {}), "size": size, "seed": seed})
     except (TypeError, AssertionError, ValueError) as error:
-        raise ValueError(f"task.config: reasoning-gym refused it for {dataset!r}: {error}. Got {dict(config or {})}.") from error
+        raise TaskError(
+            f"task.config: reasoning-gym refused it for {dataset!r}: {error}. Got {dict(config or {})}."
+        ) from error
     rows = []
     for index in range(size):
         entry = entries[index]
@@ -175,8 +202,23 @@ def reasoning_gym_task(
     def verifier(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
         return [_judged(entries, i, reader(completion_text(c)), exact) for c, i in zip(completions, index, strict=True)]
 
-    source = {"reasoning_gym": dataset, "config": dict(config or {}), "size": size, "seed": seed, "extract": extract, "exact": exact}
-    return _task(name or dataset, rows, (GuardedReward(verifier, name=dataset, timeout=timeout),), reader, source, validation_share, validation_size)
+    source = {
+        "reasoning_gym": dataset,
+        "config": dict(config or {}),
+        "size": size,
+        "seed": seed,
+        "extract": extract,
+        "exact": exact,
+    }
+    return _task(
+        name or dataset,
+        rows,
+        (GuardedReward(verifier, name=dataset, timeout=timeout),),
+        reader,
+        source,
+        validation_share,
+        validation_size,
+    )
 
 
 def jsonl_task(
@@ -201,9 +243,9 @@ def jsonl_task(
 
 
 def read_jsonl(file: Path) -> list[Row]:
-    """The objects of a JSONL file. FileNotFoundError or ValueError, with the line number, when it is not one."""
+    """The objects of a JSONL file. TaskError, with the line number, when it is not one."""
     if not file.is_file():
-        raise FileNotFoundError(f"task.jsonl: no file {file}. Give a path relative to {Path.cwd()}, or an absolute one.")
+        raise TaskError(f"task.jsonl: no file {file}. Give a path relative to {Path.cwd()}, or an absolute one.")
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -211,17 +253,22 @@ def read_jsonl(file: Path) -> list[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"task.jsonl: {file} line {number} is not JSON: {error.msg} at column {error.colno}.") from error
+            raise TaskError(
+                f"task.jsonl: {file} line {number} is not JSON: {error.msg} at column {error.colno}."
+            ) from error
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            raise ValueError(f"task.jsonl: {file} line {number} must be an object with a non-empty string 'prompt'. Got {line[:80]!r}.")
+            raise TaskError(
+                f"task.jsonl: {file} line {number} must be an object with a non-empty string 'prompt'. Got {line[:80]!r}."
+            )
         rows.append(row)
     if not rows:
-        raise ValueError(f"task.jsonl: {file} holds no rows. Write one JSON object per line, with a string 'prompt'.")
+        raise TaskError(f"task.jsonl: {file} holds no rows. Write one JSON object per line, with a string 'prompt'.")
     return rows
 
 
 def as_chat(task: Task) -> Task:
     """The same task with every prompt as one user message, as chat models expect."""
+
     def wrap(row: Row) -> Row:
         return {"prompt": [{"role": "user", "content": row["prompt"]}]}
 
@@ -231,14 +278,32 @@ def as_chat(task: Task) -> Task:
     return replace(task, train=mapped(task.train), validation=mapped(task.validation))
 
 
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text that the model reads: a plain prompt as it is, messages through the chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+
+
+def prompt_texts(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts of all prompts, train side first."""
+    return [prompt_text(tokenizer, prompt) for side in (task.train, task.validation) for prompt in side["prompt"]]
+
+
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
     """The text of a completion, plain or a list of messages."""
-    return completion if isinstance(completion, str) else "".join(str(message.get("content") or "") for message in completion)
+    return (
+        completion
+        if isinstance(completion, str)
+        else "".join(str(message.get("content") or "") for message in completion)
+    )
 
 
 def last_number(text: str) -> str | None:
     """The last integer or decimal number of a text, with its sign where one stands free; None where there is none."""
-    found = re.findall(r"(?:(?<![\w.)])-)?\d+(?:\.\d+)?", text.replace(",", "") if re.search(r"\d,\d{3}\b(?!\d*[+=])", text) else text)
+    found = re.findall(
+        r"(?:(?<![\w.)])-)?\d+(?:\.\d+)?", text.replace(",", "") if re.search(r"\d,\d{3}\b(?!\d*[+=])", text) else text
+    )
     return found[-1] if found else None
 
 
@@ -263,20 +328,27 @@ def _judged(entries: Any, index: int, answer: str | None, exact: bool) -> float 
 
 
 def _task(
-    name: str, rows: Iterable[Row], rewards: tuple[GuardedReward, ...], extract: Callable[[str], str | None],
-    source: Mapping[str, Any], share: float, validation_size: int | None,
+    name: str,
+    rows: Iterable[Row],
+    rewards: tuple[GuardedReward, ...],
+    extract: Callable[[str], str | None],
+    source: Mapping[str, Any],
+    share: float,
+    validation_size: int | None,
 ) -> Task:
     """Drop duplicates, split by hash, and refuse an empty side."""
     if not 0 < share < 1:
-        raise ValueError(f"task.validation_share must be a fraction in (0, 1). Got {share}.")
+        raise TaskError(f"task.validation_share must be a fraction in (0, 1). Got {share}.")
     unique = {" ".join(row["key"].split()): row for row in reversed(list(rows))}
     sides: dict[str, list[Row]] = {"train": [], "validation": []}
     for key, row in reversed(unique.items()):
         sides[side_of(key, share)].append({k: v for k, v in row.items() if k != "key"})
     for side, members in sides.items():
         if not members:
-            raise ValueError(f"task {name!r}: its {side} side is empty ({len(unique)} different prompts in all). Give more prompts, "
-                             f"or change task.validation_share (now {share}).")
+            raise TaskError(
+                f"task {name!r}: its {side} side is empty ({len(unique)} different prompts in all). Give more prompts, "
+                f"or change task.validation_share (now {share})."
+            )
     validation = sides["validation"][:validation_size]
     return Task(name, Dataset.from_list(sides["train"]), Dataset.from_list(validation), rewards, extract, source=source)
 

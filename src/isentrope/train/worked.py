@@ -118,4 +118,9 @@ def _think_columns(a: int, b: int, quality: Quality, rng: Random) -> tuple[list[
     return lines, int(tail)
 
 
-STYLES: dict[str, Callable[[int, int, Quality, Random], str]] = {"direct": direct, "columns": columns, "tens": tens, "think": think}
+STYLES: dict[str, Callable[[int, int, Quality, Random], str]] = {
+    "direct": direct,
+    "columns": columns,
+    "tens": tens,
+    "think": think,
+}
