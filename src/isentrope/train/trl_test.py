@@ -1,15 +1,19 @@
 """The host against stock TRL: bit for bit with an empty chain; split, spread and resumed without change."""
 
+import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from isentrope.control.step import Step
 from isentrope.errors import UserError
+from isentrope.measure.tokens import Discriminant, Entropy, ExpectedDiscriminant, LogProb, MaxProb, TargetProb, token_signals_from_logits
 from isentrope.train.tiny import save_tiny_model, share_of_vowels, toy_prompts
-from isentrope.train.trl import IsentropeTrainer
+from isentrope.train.trl import IsentropeTrainer, NonFiniteLoss, check_host
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +146,111 @@ def test_stock_resume_drifts_so_the_test_above_can_fail(model_path, tmp_path):
     )
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
     assert any(not torch.equal(a, b) for a, b in zip(again.model.parameters(), weights, strict=True))
+
+
+class Listener:
+    """A recorder that keeps every step it is told of."""
+
+    signals = (Discriminant(), ExpectedDiscriminant(), TargetProb(), MaxProb())
+
+    def __init__(self):
+        self.steps: list[Step] = []
+        self.updates = 0
+
+    def begin(self) -> None: ...
+    def generation(self, trainer, prompts, rollouts) -> None:
+        self.rollouts = rollouts
+
+    def slice(self, trainer, step, stats, result) -> None:
+        self.steps.append(step.detached())
+
+    def update(self, trainer) -> None:
+        self.updates += 1
+
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state) -> None: ...
+
+
+@pytest.mark.parametrize("way", ["plain", "kl", "accumulation"])
+def test_our_head_gives_the_weights_of_trls_within_rounding(way, model_path, tmp_path):
+    args = CASES["dapo"] | WAYS[way]
+    _, stock_losses, stock_gradients, _ = run(GRPOTrainer, model_path, options(tmp_path / "stock", **args))
+    listener = Listener()
+    _, losses, gradients, _ = run(IsentropeTrainer, model_path, options(tmp_path / "ours", **args), recorder=listener)
+    assert losses[0] == pytest.approx(stock_losses[0], abs=1e-5)
+    for ours, theirs in zip(gradients[0], stock_gradients[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert listener.updates == 3
+
+
+def test_signals_of_the_host_are_those_of_the_full_softmax(model_path, tmp_path):
+    listener = Listener()
+    trainer, *_ = run(IsentropeTrainer, model_path, options(tmp_path, learning_rate=0.0), recorder=listener)
+    step = listener.steps[0]
+    batch = trainer._buffered_inputs[0] if trainer._buffered_inputs else None
+    assert batch is not None
+    last = listener.steps[-1]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    with torch.no_grad():
+        logits = trainer.model(input_ids=ids, attention_mask=attention).logits[:, -last.mask.shape[1] - 1 : -1].double()
+    wanted = token_signals_from_logits(logits, batch["completion_ids"], [LogProb(), Entropy(), *Listener.signals])
+    torch.testing.assert_close(last.log_probs[last.mask].double(), wanted["log_prob"][last.mask], rtol=0, atol=2e-6)
+    for key in ("entropy", "S", "N", "p", "max_p"):
+        torch.testing.assert_close(last.signals[f"current.{key}"][last.mask].double(), wanted[key][last.mask], rtol=0, atol=2e-6)
+    assert step.rollouts.row_id.unique().numel() == len(step.rollouts)
+
+
+def test_unsloth_and_an_untested_trl_are_refused(monkeypatch, model_path, tmp_path):
+    monkeypatch.setitem(sys.modules, "unsloth", object())
+    with pytest.raises(UserError, match="Unsloth is loaded"):
+        IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path), train_dataset=toy_prompts())
+    monkeypatch.delitem(sys.modules, "unsloth")
+    monkeypatch.setattr("isentrope.train.trl.version", lambda package: "1.17.2")
+    with pytest.raises(UserError, match=r"TRL 1\.17\.2 is not tested.*1\.16"):
+        IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path), train_dataset=toy_prompts())
+
+
+def test_a_changed_private_method_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(GRPOTrainer, "_prepare_inputs", lambda self, batch: batch)
+    with pytest.raises(UserError, match=r"GRPOTrainer\._prepare_inputs has no parameter generation_batch"):
+        check_host()
+
+
+def test_nan_loss_stops_the_run_saves_the_batch_and_names_the_stage(model_path, tmp_path):
+    class Poisoned(IsentropeTrainer):
+        def _make_step(self, model, inputs):
+            step, entropy = super()._make_step(model, inputs)
+            if self.state.global_step == 1:
+                step = replace(step, log_probs=step.log_probs * float("nan"))
+            return step, entropy
+
+    with pytest.raises(NonFiniteLoss, match=r"step 2: .*the model's log-probs \(stage policy") as stop:
+        run(Poisoned, model_path, options(tmp_path))
+    assert set(torch.load(stop.value.path, weights_only=True)) >= {"completion_ids", "advantages"}
+
+
+def test_rewards_that_are_all_none_train_nothing_and_stay_finite(model_path, tmp_path):
+    trainer = IsentropeTrainer(
+        model=model_path, reward_funcs=lambda completions, **columns: [None] * len(completions), args=options(tmp_path), train_dataset=toy_prompts()
+    )
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_peft_adapters_train_through_our_head(model_path, tmp_path):
+    from peft import LoraConfig
+
+    listener = Listener()
+    trainer = IsentropeTrainer(
+        model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path, max_steps=2), train_dataset=toy_prompts(), recorder=listener,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
+    assert moved and all("lora" in name for name in moved)
+    assert listener.updates == 2
