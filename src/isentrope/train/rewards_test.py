@@ -1,0 +1,135 @@
+"""The guard: every way in which a reward function can fail is counted, and the run goes on until it cannot."""
+
+import math
+import signal
+import threading
+import time
+
+import numpy
+import pytest
+import torch
+
+from isentrope.errors import UserError
+from isentrope.train.rewards import GuardedReward, RewardError, import_reward, time_limit
+
+
+def call(function, rows=3, **options):
+    guard = GuardedReward(function, **options)
+    return guard, guard(prompts=["p"] * rows, completions=["c"] * rows)
+
+
+def returns(value):
+    def reward(prompts, completions, **columns):
+        return value
+
+    return reward
+
+
+def test_good_rewards_pass_through_as_floats():
+    guard, got = call(returns([1, 0.5, numpy.float32(0.25)]))
+    assert got == [1.0, 0.5, 0.25] and all(type(x) is float for x in got) and not guard.counts
+    assert call(returns(torch.tensor([1.0, 0.0, 0.5])))[1] == [1.0, 0.0, 0.5]
+    assert call(returns([True, False, True]))[1] == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "want"),
+    [
+        ([1.0, math.nan, 0.0], "nan", [1.0, None, 0.0]),
+        ([1.0, math.inf, 0.0], "nan", [1.0, None, 0.0]),
+        ([1.0, None, 0.0], "none", [1.0, None, 0.0]),
+        ([1.0, "1", 0.0], "type", [1.0, None, 0.0]),
+    ],
+)
+def test_a_faulty_row_gets_none_and_is_counted(values, kind, want):
+    guard, got = call(returns(values))
+    assert got == want and guard.counts == {kind: 1}
+
+
+@pytest.mark.parametrize(("value", "kind"), [([1.0], "length"), (7, "type"), (None, "type")])
+def test_a_faulty_call_costs_all_its_rows(value, kind):
+    guard, got = call(returns(value))
+    assert got == [None] * 3 and guard.counts == {kind: 3}
+
+
+def test_a_raise_is_counted_and_ctrl_c_is_not_caught():
+    def bad(**_):
+        raise ZeroDivisionError("by zero")
+
+    def stop(**_):
+        raise KeyboardInterrupt
+
+    guard, got = call(bad)
+    assert got == [None] * 3 and guard.counts == {"raised": 3}
+    with pytest.raises(KeyboardInterrupt):
+        call(stop)
+
+
+def test_a_function_that_never_ends_is_stopped_even_if_it_catches_exceptions():
+    def forever(**_):
+        while True:
+            try:
+                time.sleep(0.01)
+            except Exception:
+                continue
+
+    begun = time.perf_counter()
+    guard, got = call(forever, timeout=0.1)
+    assert time.perf_counter() - begun < 2
+    assert got == [None] * 3 and guard.counts == {"timeout": 3}
+
+
+def test_time_limit_puts_back_the_handler_and_the_timer():
+    before = signal.getsignal(signal.SIGALRM)
+    with time_limit(5.0):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_time_limit_off_the_main_thread_is_no_limit():
+    seen = []
+
+    def work():
+        with time_limit(0.01):
+            time.sleep(0.05)
+        seen.append("done")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == ["done"]
+
+
+def test_after_patience_dead_calls_the_error_names_function_row_and_cause():
+    def broken_verifier(**_):
+        raise KeyError("answer")
+
+    guard = GuardedReward(broken_verifier, patience=3)
+    for _ in range(2):
+        guard(prompts=["12+34="], completions=["46"])
+    with pytest.raises(RewardError) as error:
+        guard(prompts=["12+34="], completions=["46"])
+    for part in ("broken_verifier", "3 calls in a row", "KeyError", "'12+34='", "'46'", "{'raised': 3}"):
+        assert part in str(error.value)
+
+
+def test_one_scored_row_resets_patience():
+    rewards = iter([[None], [1.0], [None], [1.0]])
+    guard = GuardedReward(lambda **_: next(rewards), patience=2, name="sometimes")
+    assert [guard(prompts=["p"], completions=["c"]) for _ in range(4)] == [[None], [1.0], [None], [1.0]]
+    assert guard.__name__ == "sometimes"
+
+
+def test_async_functions_are_refused_by_name():
+    async def later(**_):
+        return []
+
+    with pytest.raises(UserError, match="later.*async"):
+        GuardedReward(later)
+
+
+def test_import_path():
+    assert import_reward("math:sqrt") is math.sqrt
+    for path, word in [("math", "pkg.mod:function"), ("no_such_module_x:f", "PYTHONPATH"), ("math:sqroot", "no function 'sqroot'")]:
+        with pytest.raises(UserError, match=word):
+            import_reward(path)
