@@ -1,0 +1,283 @@
+"""One typed configuration behind file, preset and flags.
+
+    load(preset="demo", sets=["trl.max_steps=12", "control=[clip-cov, {name: siren, beta: 0.01}]"])
+
+Later sources win: defaults, preset, file, `--set`. An unknown key anywhere names the nearest known one.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from isentrope.errors import UserError
+
+
+class Section(BaseModel):
+    """A section of the configuration: no unknown keys, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelSection(Section):
+    """Which language model is trained."""
+
+    name: str = Field("embedded", description="`embedded`, `smollm2`, a local folder, or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16"] | None = Field(
+        None, description="weights and products; auto: bfloat16 where this processor has it; none: float32"
+    )
+    peft: dict[str, Any] | None = Field(None, description="fields of peft's LoraConfig; none: all weights train")
+
+
+class TaskSection(Section):
+    """What is asked and who judges: a preset by `name`, a dataset of `reasoning_gym`, or a `jsonl` file with a `reward`."""
+
+    name: str | None = Field(None, description="a preset of `isentrope tasks`, or a name of your own")
+    reasoning_gym: str | None = Field(None, description="a dataset of reasoning-gym")
+    config: dict[str, Any] | None = Field(None, description="parameters of that dataset")
+    jsonl: str | None = Field(None, description="a file with one object per line, each with a string `prompt`")
+    reward: str | list[str] | None = Field(None, description="reward functions by import path, `pkg.mod:function`")
+    size: int | None = Field(None, gt=0, description="how many entries are generated")
+    seed: int | None = Field(None, description="seed of the entries")
+    prompt: str | None = Field(None, description="format string of the prompt")
+    compact: bool | None = Field(None, description="drop the spaces of the prompt")
+    suffix: str | None = Field(None, description="appended to every prompt")
+    keep: str | None = Field(None, description="only entries whose prompt holds this text")
+    extract: Literal["auto", "last-number", "whole"] | None = Field(None, description="how the answer is read off")
+    exact: bool | None = Field(None, description="partial credit counts as 0")
+    validation_share: float | None = Field(None, gt=0, lt=1, description="share of the prompts held out")
+    validation_size: int | None = Field(None, gt=0, description="at most this many held-out prompts")
+    timeout: float | None = Field(None, gt=0, description="seconds that one call of a reward function may take")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+
+class EvaluateSection(Section):
+    """Validation during the run."""
+
+    every: int | None = Field(25, gt=0, description="updates between evaluations, also before the first and after the last; none: never")
+    prompts: int = Field(64, gt=0, description="validation prompts")
+    samples: int = Field(16, gt=0, description="completions per prompt; the largest k of pass@k")
+    batch_size: int = Field(512, gt=0, description="completions generated at a time")
+
+
+class TapeSection(Section):
+    """What is recorded."""
+
+    steps: bool = Field(True, description="one row per update")
+    tokens_every: int | None = Field(5, gt=0, description="updates between token samples; none: no token rows, and TRL's own head stays")
+    token_rows: int = Field(8, gt=0, description="responses per token sample")
+    flush_every: int | None = Field(25, gt=0, description="updates between writes to disk beside those of checkpoints")
+
+
+class ReportSection(Section):
+    """The page at the end."""
+
+    build: bool = Field(True, description="write report.html when the run ends")
+
+
+def _links(given: Any) -> Any:
+    if isinstance(given, str | Mapping):
+        given = [given]
+    return [{"name": item} if isinstance(item, str) else item for item in given] if isinstance(given, Sequence) else given
+
+
+class Config(Section):
+    """A whole run."""
+
+    preset: str | None = Field(None, description="the preset that this configuration started from")
+    seed: int = Field(0, ge=0, description="of everything: data order, sampling, evaluation")
+    out: str = Field("runs/run", description="the run directory")
+    model: ModelSection = ModelSection()
+    task: TaskSection = TaskSection(name="sums")
+    objective: dict[str, Any] = Field(default_factory=dict, description="fields of Objective that replace what the `trl` options mean")
+    control: Annotated[list[dict[str, Any]], BeforeValidator(_links)] = Field(
+        default_factory=list, description="interventions in order: names, or {name: ..., parameter: ...}"
+    )
+    trl: dict[str, Any] = Field(default_factory=dict, description="any field of TRL's GRPOConfig")
+    evaluate: EvaluateSection = EvaluateSection()
+    tape: TapeSection = TapeSection()
+    report: ReportSection = ReportSection()
+
+
+RESERVED = {"output_dir": "out", "seed": "seed", "logging_dir": "out", "resume_from_checkpoint": "--resume"}
+"""Fields of GRPOConfig that a run sets itself, and what to use instead."""
+
+
+def load(
+    file: Path | str | None = None,
+    *,
+    preset: str | None = None,
+    sets: Sequence[str] = (),
+    seed: int | None = None,
+    out: str | None = None,
+) -> Config:
+    """The resolved configuration.
+
+    Raises UserError for a missing file, invalid YAML, an unknown key (with the nearest known one), or a value out of range.
+    """
+    merged: dict[str, Any] = {}
+    if preset is not None:
+        _merge(merged, {**read_preset(preset), "preset": preset})
+    if file is not None:
+        given = _read(Path(file))
+        if "preset" in given and preset is None:
+            _merge(merged, read_preset(str(given["preset"])))
+        _merge(merged, given)
+    for item in sets:
+        _set(merged, item)
+    if seed is not None:
+        merged["seed"] = seed
+    if out is not None:
+        merged["out"] = out
+    return validate(merged)
+
+
+def validate(given: Mapping[str, Any]) -> Config:
+    """A Config from plain data.
+
+    Raises UserError in one sentence per fault.
+    """
+    _known(given, Config, "")
+    if isinstance(given.get("task"), Mapping) and not _source(given["task"]):
+        given = {**given, "task": {"name": "sums", **given["task"]}}
+    try:
+        config = Config.model_validate(dict(given))
+    except ValidationError as error:
+        faults = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}. Got {item['input']!r}." for item in error.errors()]
+        raise UserError("configuration: " + " ".join(faults)) from error
+    for key in config.trl:
+        if key in RESERVED:
+            raise UserError(f"trl.{key} belongs to the run; use {RESERVED[key]} instead.")
+    return config
+
+
+def check_trl(config: Config) -> None:
+    """Checks `trl` against the fields of the installed GRPOConfig (imports TRL).
+
+    Raises UserError naming the nearest field.
+    """
+    from trl import GRPOConfig
+
+    fields = [name for name, field in GRPOConfig.__dataclass_fields__.items() if field.init]
+    for key in config.trl:
+        if key not in fields:
+            raise UserError(f"unknown key trl.{key}.{_nearest(key, fields)} trl takes the fields of TRL's GRPOConfig.")
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(item.name.removesuffix(".yaml") for item in files("isentrope").joinpath("presets").iterdir() if item.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """A preset as plain data.
+
+    Raises UserError naming the nearest preset.
+    """
+    if name not in presets():
+        raise UserError(f"unknown preset {name!r}.{_nearest(name, presets())} Presets: {', '.join(presets())}.")
+    return parse_yaml(files("isentrope").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def differences(before: Config, after: Config) -> list[str]:
+    """`key: old -> new` for every value that differs, `out` aside."""
+    left, right = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    return [
+        f"{key}: {left.get(key)!r} -> {right.get(key)!r}" for key in sorted(left.keys() | right.keys()) if key != "out" and left.get(key) != right.get(key)
+    ]
+
+
+# --- parts
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"--config: no file {file}. A preset goes by --preset NAME ({', '.join(presets())}).")
+    try:
+        given = parse_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"--config: {file} must hold sections ({', '.join(Config.model_fields)}). Got {type(given).__name__}.")
+    return given
+
+
+def _merge(into: dict[str, Any], given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        if key == "task" and _source(value):
+            into[key] = dict(value) if isinstance(value, Mapping) else value  # another source of prompts replaces the task whole
+        elif isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _source(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and bool({"name", "reasoning_gym", "jsonl"} & value.keys()))
+
+
+def _set(merged: dict[str, Any], item: str) -> None:
+    path, equals, text = item.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"--set takes key.path=value. Got {item!r}. Example: --set trl.max_steps=12")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {path}: the value is not YAML: {text!r} ({' '.join(str(error).split())}).") from error
+    at, keys = merged, path.strip().split(".")
+    for key in keys[:-1]:
+        below = at.get(key)
+        if isinstance(below, str):
+            below = {"name": below}
+        elif below is None:
+            below = {}
+        if not isinstance(below, dict):
+            raise UserError(f"--set {path}: {key} is no section.")
+        at[key] = below
+        at = below
+    if isinstance(value, dict) and isinstance(at.get(keys[-1]), dict):
+        _merge(at[keys[-1]], value)
+    else:
+        at[keys[-1]] = value
+
+
+class _Yaml(yaml.SafeLoader):
+    """Safe YAML whose numbers include 1e-4, which YAML 1.1 reads as text."""
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data from YAML text."""
+    return yaml.load(text, Loader=_Yaml)  # noqa: S506 - a safe loader
+
+
+def _known(given: Mapping[str, Any], section: type[BaseModel], path: str) -> None:
+    for key, value in given.items():
+        if key not in section.model_fields:
+            where = f"{path}{key}"
+            raise UserError(f"unknown key {where}.{_nearest(key, section.model_fields)} {path.rstrip('.') or 'The top level'} takes: {', '.join(section.model_fields)}.")
+        kind = section.model_fields[key].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
+            _known(value, kind, f"{path}{key}.")
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(item) for item in known], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {key: item for name, below in value.items() for key, item in _flat(below, f"{path}.{name}" if path else name).items()}
+    return {path: value}
