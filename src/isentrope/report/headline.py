@@ -1,0 +1,188 @@
+"""The head of the page: what was trained on what, five numbers, a sentence, and what went wrong."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isentrope.report.data import Run, edges, has, texts, values
+from isentrope.report.markup import Markup, element, join, visible
+from isentrope.report.sections.learning import metric, pass_counts
+from isentrope.report.sections.touch import objective
+from isentrope.report.words import duration, finite, interval, moved, percent, short, whole
+
+MAX_EVENTS = 40
+MAX_MESSAGE = 600
+ARROW = " → "
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the numbers that matter: `start` may be missing. `note`: its interval, or what it is."""
+
+    label: str
+    end: str
+    start: str | None = None
+    note: str = ""
+    trace: tuple[np.ndarray, np.ndarray] | None = None  # x and y of the small curve
+    colour: str = "learn"
+
+    def html(self) -> Markup:
+        number = [element("span", self.start, class_="from"), element("span", ARROW, class_="arrow")] if self.start else []
+        return element(
+            "div", element("div", self.label, class_="tile-label"), element("div", *number, element("span", self.end, class_="to"), class_="tile-number"),
+            sparkline(*self.trace, self.colour) if self.trace else None, element("div", self.note, class_="tile-note"), class_="tile",
+        )  # fmt: skip
+
+
+def headline(run: Run) -> Markup:
+    """The header element."""
+    tiles = element("div", join(tile.html() for tile in tiles_of(run)), class_="tiles")
+    return element(
+        "header", element("p", join([_what(run), _state(run)]), class_="eyebrow"), element("h1", sentence(run)), _plain(run), tiles, _events(run), id="top",
+    )  # fmt: skip
+
+
+def subject(run: Run) -> str:
+    """What was trained on what, in one line: the page's title."""
+    chain = "".join(f" + {link}" for link in run.links)
+    return f"{name_of(run.record.get('model'), 'unnamed model')} on {name_of(run.record.get('task'), 'unnamed task')}, {objective(run)}{chain}"
+
+
+def name_of(value: Any, otherwise: str) -> str:
+    """The name in a model's or task's record, which is a string or an object with a name."""
+    if isinstance(value, Mapping):
+        value = value.get("name") or value.get("dataset") or value.get("kind")
+    return str(value) if value else otherwise
+
+
+def sentence(run: Run) -> str:
+    """What happened, in one sentence, from the tape alone."""
+    pass1, entropy = metric(run, "pass@1"), values(run.steps, "entropy/mean")
+    start, end = edges(entropy)
+    parts = []
+    if len(pass1) >= 2:
+        first, last = float(pass1["value"][0]), float(pass1["value"][-1])
+        way = moved(first, last)
+        parts.append(f"right answers {way} at {percent(last)}" if way == "stayed" else f"right answers {way} from {percent(first)} to {percent(last)}")
+    elif has(run.steps, "reward/mean") and len(run.steps) >= 5:
+        first, last = edges(values(run.steps, "reward/mean"))
+        way = moved(first, last)
+        parts.append(f"reward {way} at {short(last, 2)}" if way == "stayed" else f"reward {way} from {short(first, 2)} to {short(last, 2)}")
+    if start is not None and len(run.steps) >= 5:
+        way = moved(start, end)
+        parts.append(f"entropy {way} near {short(end, 2)} nats" if way == "stayed" else f"entropy {way} from {short(start, 2)} to {short(end, 2)} nats")
+    if not parts:
+        return "Nothing to tell yet: fewer than five updates are on the tape."
+    text = ", and ".join(parts) if len(parts) == 2 else parts[0]
+    return text[:1].upper() + text[1:] + "."
+
+
+def _what(run: Run) -> Markup:
+    chain = [join([" + ", element("strong", link)]) for link in run.links] or [" without intervention"]
+    return join([element("strong", name_of(run.record.get("model"), "unnamed model")), " trained on ", element("strong", name_of(run.record.get("task"), "unnamed task")), " with ", element("strong", objective(run)), *chain])
+
+
+def _state(run: Run) -> Markup | None:
+    if run.finished:
+        return None
+    return join([" ", element("span", f"not finished: update {run.last_step}" if run.last_step else "not finished: before its first update", class_="pill")])
+
+
+def _plain(run: Run) -> Markup | None:
+    """The same in plain language, for a reader who does not know pass@k or nats."""
+    pass1 = metric(run, "pass@1")
+    start, end = edges(values(run.steps, "entropy/mean"))
+    said = []
+    if len(pass1):
+        last = pass1.row(-1, named=True)
+        said.append(f"Asked a question that it was not trained on, the model now answers right {percent(float(last['value']))} of the time at its first try.")
+    if start is not None and len(run.steps) >= 5:
+        before, after = (_choices(value) for value in (start, end))
+        if moved(start, end) == "stayed":
+            said.append(f"A typical token is as open as a choice among {after} equally likely ones, as it was at the start.")
+        else:
+            said.append(f"Entropy says how open its next token is: as a choice among {before} equally likely ones at the start, {after} at the end (exp of the mean).")
+    return element("p", " ".join(said), class_="lead") if said else None
+
+
+def _choices(nats: float) -> str:
+    return short(math.exp(min(nats, 50.0)), 2)
+
+
+def tiles_of(run: Run) -> list[Tile]:
+    """The five numbers that matter; a number that is not known yet is a dash."""
+    tiles = [_pass_tile(run, 1)]
+    larger = [k for k in pass_counts(run) if k > 1]
+    if larger:
+        tiles.append(_pass_tile(run, larger[-1]))
+    start, end = edges(values(run.steps, "entropy/mean"))
+    known = len(run.steps) >= 5
+    note = "nats per token, training responses" if end is not None else "not measured yet"
+    trace = (values(run.steps, "step"), values(run.steps, "entropy/mean")) if end is not None else None
+    tiles.append(Tile("entropy", short(end, 2), short(start, 2) if known else None, note, trace, "entropy"))
+    if not larger:
+        first, last = edges(values(run.steps, "reward/mean"))
+        trace = (values(run.steps, "step"), values(run.steps, "reward/mean")) if last is not None else None
+        tiles.append(Tile("reward", short(last, 2), short(first, 2) if known else None, "mean of the training responses" if last is not None else "not measured yet", trace))
+    tokens = values(run.steps, "tokens")
+    tokens = float(np.nansum(tokens)) if np.isfinite(tokens).any() else None
+    tiles.append(Tile("updates", whole(run.last_step), None, f"{_millions(tokens)} tokens generated" if tokens else ""))
+    seconds = finite(run.summary.get("seconds"))
+    seconds = seconds if seconds is not None else float(np.nansum(values(run.steps, "seconds"))) if has(run.steps, "seconds") else None
+    threads = finite(run.record.get("threads"))
+    tiles.append(Tile("time", duration(seconds), None, f"{threads:.0f} threads" if threads and threads != 1 else "1 thread" if threads else ""))
+    return tiles
+
+
+def _pass_tile(run: Run, k: int) -> Tile:
+    rows = metric(run, f"pass@{k}")
+    if not len(rows):
+        return Tile(f"pass@{k}", "—", None, "not evaluated yet")
+    first, last = rows.row(0, named=True), rows.row(-1, named=True)
+    low, high = finite(last.get("low")), finite(last.get("high"))
+    prompts = finite(last.get("prompts"))
+    note = f"95 %: {interval(low, high)}" if low is not None and high is not None else ""
+    note += f"{', ' if note else ''}{whole(prompts)} prompts" if prompts else ""
+    trace = (values(rows, "step"), values(rows, "value"))
+    return Tile(f"pass@{k}", percent(float(last["value"])), percent(float(first["value"])) if len(rows) > 1 else None, note, trace)
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.1f} million" if count >= 1e6 else whole(count)
+
+
+def sparkline(x: np.ndarray, y: np.ndarray, colour: str) -> Markup | None:
+    """A small curve without axes, from 0 to its largest value, drawn as SVG; None with fewer than two points."""
+    kept = np.isfinite(x) & np.isfinite(y)
+    x, y = x[kept], y[kept]
+    if len(x) < 2 or x.max() <= x.min():
+        return None
+    if len(x) > 60:
+        cuts = np.array_split(np.arange(len(x)), 60)
+        x, y = np.array([x[cut].mean() for cut in cuts]), np.array([y[cut].mean() for cut in cuts])
+    top, bottom = max(float(y.max()), 0.0), min(float(y.min()), 0.0)
+    across = 100 * (x - x[0]) / (x[-1] - x[0])
+    down = 22 - 20 * (y - bottom) / max(top - bottom, 1e-12)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True))
+    area = element("polygon", points=f"0,24 {points} 100,24", class_="under")
+    curve = element("polyline", points=points, class_="over")
+    return element("svg", area, curve, viewBox="0 0 100 24", preserveAspectRatio="none", class_=f"spark {colour}", aria_hidden="true")
+
+
+def _events(run: Run) -> Markup | None:
+    """Warnings and errors of the run, and what the report itself could not read."""
+    rows = list(zip(texts(run.events, "level"), values(run.events, "step"), texts(run.events, "kind"), texts(run.events, "message"), strict=True))
+    grave = [row for row in rows if row[0] != "info"]
+    shown = [_event(*row) for row in grave[-MAX_EVENTS:]]
+    if len(grave) > MAX_EVENTS:
+        shown.insert(0, element("li", f"{len(grave) - MAX_EVENTS} earlier warnings are on the tape only."))
+    shown += [element("li", element("strong", "report"), " ", visible(problem, MAX_MESSAGE), class_="warning") for problem in run.problems]
+    return element("ul", join(shown), class_="events") if shown else None
+
+
+def _event(level: str, step: float, kind: str, message: str) -> Markup:
+    at = f", update {step:.0f}" if math.isfinite(step) else ""
+    return element("li", element("strong", f"{level}{at}"), " ", visible(message or kind, MAX_MESSAGE), class_="error" if level == "error" else "warning")

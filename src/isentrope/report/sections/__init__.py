@@ -1,0 +1,17 @@
+"""The sections of the report, each a function from a run to a `Section`; they stand in the page's order."""
+
+from collections.abc import Callable
+
+from isentrope.report.data import Run
+from isentrope.report.figure import Section
+from isentrope.report.sections import entropy, learning, pressure, record, samples, touch
+
+SECTIONS: tuple[Callable[[Run], Section], ...] = (
+    learning.section,
+    entropy.section,
+    entropy.by_position,
+    pressure.section,
+    touch.section,
+    samples.section,
+    record.section,
+)
