@@ -12,8 +12,9 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-ESTIMATORS = ("exact", "monte-carlo", "top-k")
-"""exact: over the whole vocabulary. monte-carlo: from log-probs of sampled tokens. top-k: over the k most likely tokens."""
+ESTIMATORS = ("exact", "monte-carlo", "top-k", "plug-in")
+"""exact: over the whole vocabulary. monte-carlo: from log-probs of sampled tokens. top-k: over the k most likely tokens.
+plug-in: from the frequencies of a finite sample, such as 16 answers; biased low."""
 POLICIES = ("sampling", "old", "current")
 """sampling: the engine that generated. old: the behaviour policy as the trainer scored it. current: the trained weights."""
 UNITS = ("nats", "bits")

