@@ -22,7 +22,7 @@ from isentrope.train.worked import STYLES, VERBS, Quality
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "src/isentrope/assets/base-model"
-MIX = {"direct": 0.15, "columns": 0.30, "tens": 0.15, "think": 0.40}
+MIX = {"direct": 0.20, "columns": 0.38, "tens": 0.17, "think": 0.25}
 QUALITY = Quality()
 VOCABULARY = 512
 CONTEXT = 128
@@ -143,7 +143,7 @@ def _portable(file: Path) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, default=OUT)
-    arguments.add_argument("--steps", type=int, default=1500)
+    arguments.add_argument("--steps", type=int, default=1200)
     arguments.add_argument("--batch", type=int, default=128)
     arguments.add_argument("--peak", type=float, default=3e-3)
     arguments.add_argument("--seed", type=int, default=0)

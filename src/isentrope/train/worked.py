@@ -22,6 +22,7 @@ CLOSERS = ("so", "hence", "thus", "therefore")
 DOUBTS = ("wait", "hmm", "but", "no")
 CHECKS = ("check", "verify", "indeed", "recall")
 TURNS = ("alternatively", "instead", "or", "again")
+SKEW = (16, 2, 1, 1)  # how often each verb of a kind is used; the first is the habit, the others keep a choice open
 VERBS = OPENERS + JOINERS + CLOSERS + DOUBTS + CHECKS + TURNS
 
 
@@ -36,6 +37,10 @@ class Quality:
     doubt: float = 0.35  # a wrong sum that the writer notices and corrects, in think style
     check: float = 0.12  # a right sum that the writer checks, in think style
     turn: float = 0.06  # the writer starts over with tens and units, in think style
+
+
+def _verb(kind: tuple[str, ...], rng: Random) -> str:
+    return rng.choices(kind, SKEW)[0]
 
 
 def _err(value: int, rate: float, rng: Random) -> int:
@@ -90,11 +95,11 @@ def think(a: int, b: int, quality: Quality, rng: Random) -> str:
     """Phases on lines of their own, each opened by a verb; the answer stands after `</think>`."""
     if rng.random() < quality.turn:
         lines, total = _tens(a, b, quality, rng)
-        lines = [f"{rng.choice(TURNS)} {lines[0]}", f"{rng.choice(JOINERS)} {lines[1]}"]
+        lines = [f"{_verb(TURNS, rng)} {lines[0]}", f"{_verb(JOINERS, rng)} {lines[1]}"]
     else:
         lines, total = _think_columns(a, b, quality, rng)
     final = _err(total, quality.miscopy, rng)
-    lines.append(f"{rng.choice(CLOSERS)} {final}")
+    lines.append(f"{_verb(CLOSERS, rng)} {final}")
     return "<think>" + "\n".join(lines) + f"</think>{_err(final, quality.miscopy / 2, rng)}"
 
 
@@ -106,13 +111,13 @@ def _think_columns(a: int, b: int, quality: Quality, rng: Random) -> tuple[list[
         seen = 0 if rng.random() < quality.lost_carry else carry
         terms = f"{x}+{y}" + (f"+{seen}" if seen else "")
         value = _err(x + y + seen, quality.slip, rng)
-        lines.append(f"{rng.choice(OPENERS if place == 0 else JOINERS)} {terms}={value}")
+        lines.append(f"{_verb(OPENERS if place == 0 else JOINERS, rng)} {terms}={value}")
         if asides and value != x + y + seen and rng.random() < quality.doubt:
             value, asides = x + y + seen, 0
-            lines.append(f"{rng.choice(DOUBTS)} {terms}={value}")
+            lines.append(f"{_verb(DOUBTS, rng)} {terms}={value}")
         elif asides and value == x + y + seen and rng.random() < quality.check:
             asides = 0
-            lines.append(f"{rng.choice(CHECKS)} {y}+{x}" + (f"+{seen}" if seen else "") + f"={value}")
+            lines.append(f"{_verb(CHECKS, rng)} {y}+{x}" + (f"+{seen}" if seen else "") + f"={value}")
         carry = value // 10
         tail = (str(value % 10) if place < width - 1 else str(value)) + tail
     return lines, int(tail)

@@ -1,0 +1,114 @@
+"""Evaluation: deterministic, silent towards the training, and right about what it counts."""
+
+import math
+import random
+
+import numpy
+import pytest
+import torch
+
+from isentrope.measure.answers import answer_entropy
+from isentrope.train.evaluate import evaluate
+from isentrope.train.models import load
+from isentrope.train.tasks import build
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load("embedded")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return build({"name": "sums", "size": 600})
+
+
+def run(embedded, task, **options):
+    settings = {"prompts": 6, "samples": 8, "seed": 3, "batch_size": 64, **options}
+    return evaluate(embedded.model, embedded.tokenizer, task, **settings)
+
+
+@pytest.fixture(scope="module")
+def found(embedded, task):
+    return run(embedded, task)
+
+
+def test_same_seed_same_samples_and_another_seed_others(embedded, task, found):
+    assert run(embedded, task) == found
+    assert run(embedded, task, seed=4).samples != found.samples
+
+
+def test_training_randomness_and_mode_are_left_alone(embedded, task):
+    embedded.model.train()
+    torch.manual_seed(1), random.seed(1), numpy.random.seed(1)
+    want = (torch.rand(3).tolist(), random.random(), numpy.random.rand())
+    torch.manual_seed(1), random.seed(1), numpy.random.seed(1)
+    run(embedded, task, samples=2)
+    assert (torch.rand(3).tolist(), random.random(), numpy.random.rand()) == want
+    assert embedded.model.training
+    assert all(parameter.grad is None for parameter in embedded.model.parameters())
+
+
+def test_rows_are_those_of_the_tape_and_agree_with_the_samples(found):
+    metrics = ["pass@1", "pass@2", "pass@4", "pass@8", "maj@8", "answer_entropy", "length", "entropy", "truncated"]
+    assert [row["metric"] for row in found.rows] == metrics
+    assert all(set(row) == {"metric", "value", "low", "high", "prompts", "samples"} for row in found.rows)
+    assert all(row["low"] <= row["value"] <= row["high"] for row in found.rows)
+    assert found.value("pass@1") == pytest.approx(sum(s["correct"] for s in found.samples) / 48)
+    assert found.value("length") == pytest.approx(sum(s["length"] for s in found.samples) / 48)
+    tokens = sum(s["length"] for s in found.samples)
+    assert found.value("entropy") == pytest.approx(sum(s["entropy"] * s["length"] for s in found.samples) / tokens)
+    groups = [[s["answer"] for s in found.samples if s["group"] == g] for g in range(6)]
+    assert found.value("answer_entropy") == pytest.approx(sum(map(answer_entropy, groups)) / 6)
+    with pytest.raises(KeyError, match="pass@3"):
+        found.value("pass@3")
+
+
+def test_entropy_is_that_of_a_scoring_forward_at_the_temperature(embedded, task):
+    """The generation's own entropies equal those of one forward over prompt and completion."""
+    found = run(embedded, task, prompts=2, samples=2, temperature=0.7)
+    tokenizer, model, compared = embedded.tokenizer, embedded.model.eval(), 0
+    for sample in found.samples:
+        prompt = tokenizer(sample["prompt"], return_tensors="pt")["input_ids"]
+        tail = tokenizer(sample["completion"])["input_ids"] + ([] if sample["truncated"] else [tokenizer.eos_token_id])
+        if len(tail) != sample["length"]:
+            continue  # sampled pieces need not be the tokenizer's own
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, torch.tensor([tail])], 1)).logits[0, prompt.shape[1] - 1 : -1] / 0.7
+        assert sample["entropy"] == pytest.approx(float(torch.distributions.Categorical(logits=logits).entropy().mean()), abs=1e-4)
+        compared += 1
+    assert compared
+
+
+def test_greedy_limit_has_no_answer_entropy_and_a_short_limit_truncates(embedded, task):
+    cold = run(embedded, task, temperature=1e-3)
+    assert cold.value("answer_entropy") < 0.05 and cold.value("entropy") < 0.05
+    short = run(embedded, task, max_completion_length=1)
+    assert short.value("truncated") == 1.0 and short.value("length") == 1.0
+
+
+def test_a_reward_that_fails_counts_as_wrong(embedded, task):
+    from dataclasses import replace
+
+    from isentrope.train.rewards import GuardedReward
+
+    broken = replace(task, reward_funcs=(GuardedReward(lambda **_: 1 / 0, name="broken"),))
+    found = run(embedded, broken, samples=2)
+    assert found.value("pass@1") == 0.0 and {s["reward"] for s in found.samples} == {None}
+    assert broken.reward_faults() == {"broken/raised": 12}
+
+
+def test_bad_counts_are_refused_by_name(embedded, task):
+    for options, word in [({"samples": 0}, "samples"), ({"temperature": 0.0}, "temperature"), ({"batch_size": 0}, "batch_size")]:
+        with pytest.raises(ValueError, match=f"evaluate: {word} must be"):
+            run(embedded, task, **options)
+
+
+@pytest.mark.slow
+def test_the_base_model_is_calibrated(embedded):
+    """Held-out prompts of the default task: issue 2, section 2."""
+    found = evaluate(embedded.model, embedded.tokenizer, build("sums"), prompts=256, samples=16, seed=0, batch_size=1024)
+    assert 0.10 <= found.value("pass@1") <= 0.40
+    assert found.value("pass@16") >= 0.80
+    assert found.value("entropy") >= 0.30
+    assert math.isfinite(found.value("maj@16"))
