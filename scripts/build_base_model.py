@@ -23,7 +23,12 @@ from isentrope.train.worked import STYLES, VERBS, Quality
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "src/isentrope/assets/base-model"
 MIX = {"direct": 0.20, "columns": 0.38, "tens": 0.17, "think": 0.25}
-QUALITY = Quality()
+QUALITY = {
+    "direct": Quality(),
+    "columns": Quality(slip=0.31),
+    "tens": Quality(),
+    "think": Quality(slip=0.38, doubt=0.25),  # the longest style is not the surest, so that a run need not end in it
+}
 VOCABULARY = 512
 CONTEXT = 128
 WORDS = """
@@ -35,12 +40,12 @@ but no yes alternatively instead hence thus therefore finally however although m
 right wrong correct mistake error fix write read look find found know known need same different more less than both each every
 where when which what why how also only just still before after while until given using used take makes make gives give get
 left over under up down out back done good sure simple easy hard small large clear likely
-""".split()
+""".split()  # noqa: SIM905
 
 
 def tokenizer_text(rng: Random) -> list[str]:
     """Worked answers and sentences of reasoning words, for the merges only."""
-    lines = [STYLES["think"](rng.randrange(10, 100), rng.randrange(10, 100), QUALITY, rng) for _ in range(4000)]
+    lines = [STYLES["think"](rng.randrange(10, 100), rng.randrange(10, 100), QUALITY["think"], rng) for _ in range(4000)]
     lines += [" ".join(rng.choice(WORDS) for _ in range(12)) for _ in range(20000)]
     return lines + [verb for verb in VERBS for _ in range(3000)] + [w for w in WORDS for _ in range(20)]
 
@@ -48,9 +53,7 @@ def tokenizer_text(rng: Random) -> list[str]:
 def build_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
     """Byte-level BPE (any UTF-8 text round-trips); every digit is a token of its own, so that sums can be learned."""
     raw = Tokenizer(models.BPE(byte_fallback=False))
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - 2,
@@ -58,9 +61,7 @@ def build_tokenizer(rng: Random) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    raw.train_from_iterator(
-        (line.replace("<think>", "").replace("</think>", " ") for line in tokenizer_text(rng)), trainer
-    )
+    raw.train_from_iterator((line.replace("<think>", "").replace("</think>", " ") for line in tokenizer_text(rng)), trainer)
     raw.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in ("<think>", "</think>")])
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,
@@ -77,7 +78,7 @@ def example(rng: Random) -> tuple[str, str, bool]:
     while side_of(prompt := f"{(a := rng.randrange(10, 100))}+{(b := rng.randrange(10, 100))}=") != "train":
         pass
     style = rng.choices(list(MIX), list(MIX.values()))[0]
-    text = STYLES[style](a, b, QUALITY, rng)
+    text = STYLES[style](a, b, QUALITY[style], rng)
     answer = text.rsplit(">", 1)[-1].rsplit(":", 1)[-1]
     return prompt, text, int(answer) == a + b
 
@@ -87,7 +88,7 @@ def batch(tokenizer: PreTrainedTokenizerFast, size: int, rng: Random) -> tuple[t
     rows = [example(rng) for _ in range(size)]
     ids = tokenizer([p + c for p, c, _ in rows])["input_ids"]
     heads = [len(x) for x in tokenizer([p for p, _, _ in rows])["input_ids"]]
-    ids = [x + [tokenizer.eos_token_id] for x in ids]
+    ids = [[*x, tokenizer.eos_token_id] for x in ids]
     width = max(map(len, ids))
     tokens = torch.tensor([x + [tokenizer.pad_token_id] * (width - len(x)) for x in ids])
     labels = torch.tensor([[-100] * h + x[h:] + [-100] * (width - len(x)) for x, h in zip(ids, heads, strict=True)])
@@ -112,16 +113,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def pretrain(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, steps: int, size: int, peak: float, rng: Random
-) -> None:
+def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, steps: int, size: int, peak: float, rng: Random) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     begun = time.perf_counter()
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = (
-                peak * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-            )
+            group["lr"] = peak * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         tokens, labels, right = batch(tokenizer, size, rng)
         loss = model(tokens, attention_mask=tokens != tokenizer.pad_token_id, labels=labels).loss
         optimiser.zero_grad()
@@ -135,9 +132,7 @@ def pretrain(
 
 def _portable(file: Path) -> None:
     """The tokenizer class by the name that older versions of transformers know too."""
-    file.write_text(
-        json.dumps({**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n"
-    )
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def main() -> None:

@@ -67,17 +67,13 @@ class Evaluate(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "clip_ratio/region_mean" in (logs or {}) and state.global_step % 10 == 0:
             keys = ("reward", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "grad_norm", "step_time")
-            print(
-                "    ", state.global_step, {key: round(float(logs[key]), 4) for key in keys if key in logs}, flush=True
-            )
+            print("    ", state.global_step, {key: round(float(logs[key]), 4) for key in keys if key in logs}, flush=True)
 
 
 def run(seed: int, model_name: str, task: Task, trl: dict, every: int, evaluation: dict) -> Evaluate:
     set_seed(seed)
     loaded = load(model_name)
-    config = GRPOConfig(
-        output_dir="/tmp/calibrate", report_to="none", save_strategy="no", disable_tqdm=True, seed=seed, **trl
-    )
+    config = GRPOConfig(output_dir="/tmp/calibrate", report_to="none", save_strategy="no", disable_tqdm=True, seed=seed, **trl)
     config.logging_steps = 1
     trainer = GRPOTrainer(
         model=loaded.model,

@@ -29,9 +29,7 @@ def pass_at_k(correct: Int[Tensor, "*batch"], samples: int, k: int) -> Float[Ten
     tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
     """
     if not 1 <= k <= samples:
-        raise ValueError(
-            f"pass_at_k: k must lie in [1, samples]. Got k={k}, samples={samples}. Draw more samples, or ask for less."
-        )
+        raise ValueError(f"pass_at_k: k must lie in [1, samples]. Got k={k}, samples={samples}. Draw more samples, or ask for less.")
     if ((correct < 0) | (correct > samples)).any():
         raise ValueError(f"pass_at_k: correct must lie in [0, samples={samples}]. Got {correct.tolist()}.")
     drawn = torch.arange(k, dtype=torch.float64)

@@ -67,9 +67,7 @@ def evaluate(
         if value < 1:
             raise ValueError(f"evaluate: {name} must be at least 1. Got {value}.")
     if not temperature > 0:
-        raise ValueError(
-            f"evaluate: temperature must be positive. Got {temperature}. For greedy answers take a small one, 1e-3."
-        )
+        raise ValueError(f"evaluate: temperature must be positive. Got {temperature}. For greedy answers take a small one, 1e-3.")
     chosen = task.validation.select(range(min(prompts or len(task.validation), len(task.validation))))
     rows = [dict(row, group=index) for index, row in enumerate(chosen) for _ in range(samples)]
     training = model.training
@@ -108,9 +106,7 @@ def _sample(
 ) -> list[dict[str, Any]]:
     texts = [prompt_text(tokenizer, row["prompt"]) for row in rows]
     special = isinstance(rows[0]["prompt"], str)
-    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special).to(
-        model.device
-    )
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special).to(model.device)
     seen = _Entropies(temperature)
     out = model.generate(
         input_ids=encoded["input_ids"],

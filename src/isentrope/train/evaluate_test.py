@@ -82,9 +82,11 @@ def test_entropy_is_that_of_a_scoring_forward_at_the_temperature(embedded, task)
 
 def test_greedy_limit_has_no_answer_entropy_and_a_short_limit_truncates(embedded, task):
     cold = run(embedded, task, temperature=1e-3)
-    assert cold.value("answer_entropy") < 0.05 and cold.value("entropy") < 0.05
+    assert cold.value("answer_entropy") < 0.05
+    assert cold.value("entropy") < 0.05
     short = run(embedded, task, max_completion_length=1)
-    assert short.value("truncated") == 1.0 and short.value("length") == 1.0
+    assert short.value("truncated") == 1.0
+    assert short.value("length") == 1.0
 
 
 def test_a_reward_that_fails_counts_as_wrong(embedded, task):
@@ -94,7 +96,8 @@ def test_a_reward_that_fails_counts_as_wrong(embedded, task):
 
     broken = replace(task, reward_funcs=(GuardedReward(lambda **_: 1 / 0, name="broken"),))
     found = run(embedded, broken, samples=2)
-    assert found.value("pass@1") == 0.0 and {s["reward"] for s in found.samples} == {None}
+    assert found.value("pass@1") == 0.0
+    assert {s["reward"] for s in found.samples} == {None}
     assert broken.reward_faults() == {"broken/raised": 12}
 
 

@@ -82,9 +82,7 @@ def lora(peft: Mapping[str, Any] | None) -> Any:
     try:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **peft})
     except TypeError as error:
-        raise ModelError(
-            f"model.peft: LoraConfig refused it: {error}. Got {dict(peft)}; for example {{r: 8, lora_alpha: 16}}."
-        ) from error
+        raise ModelError(f"model.peft: LoraConfig refused it: {error}. Got {dict(peft)}; for example {{r: 8, lora_alpha: 16}}.") from error
 
 
 def bfloat16_is_fast() -> bool:
@@ -114,25 +112,17 @@ def _place(name: str) -> str:
     """The folder of a local name; the name itself when it can only be a hub name."""
     if name == "embedded":
         if not (EMBEDDED / "model.safetensors").is_file():
-            raise ModelError(
-                f"model 'embedded': no model in {EMBEDDED}. Build it with `make base-model`, or reinstall the wheel."
-            )
+            raise ModelError(f"model 'embedded': no model in {EMBEDDED}. Build it with `make base-model`, or reinstall the wheel.")
         return str(EMBEDDED)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"model {name!r}: the folder holds no config.json. Give the folder that save_pretrained wrote."
-            )
+            raise ModelError(f"model {name!r}: the folder holds no config.json. Give the folder that save_pretrained wrote.")
         return str(folder)
     if folder.exists():
-        raise ModelError(
-            f"model {name!r} is a file. Give the folder that holds it (config.json, *.safetensors, tokenizer)."
-        )
+        raise ModelError(f"model {name!r} is a file. Give the folder that holds it (config.json, *.safetensors, tokenizer).")
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise ModelError(
-            f"model {name!r}: no such folder. Names: embedded, smollm2, a local folder, or a hub name like owner/model."
-        )
+        raise ModelError(f"model {name!r}: no such folder. Names: embedded, smollm2, a local folder, or a hub name like owner/model.")
     return name
 
 

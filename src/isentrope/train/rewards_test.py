@@ -27,7 +27,9 @@ def returns(value):
 
 def test_good_rewards_pass_through_as_floats():
     guard, got = call(returns([1, 0.5, numpy.float32(0.25)]))
-    assert got == [1.0, 0.5, 0.25] and all(type(x) is float for x in got) and not guard.counts
+    assert got == [1.0, 0.5, 0.25]
+    assert all(type(x) is float for x in got)
+    assert not guard.counts
     assert call(returns(torch.tensor([1.0, 0.0, 0.5])))[1] == [1.0, 0.0, 0.5]
     assert call(returns([True, False, True]))[1] == [1.0, 0.0, 1.0]
 
@@ -43,13 +45,15 @@ def test_good_rewards_pass_through_as_floats():
 )
 def test_a_faulty_row_gets_none_and_is_counted(values, kind, want):
     guard, got = call(returns(values))
-    assert got == want and guard.counts == {kind: 1}
+    assert got == want
+    assert guard.counts == {kind: 1}
 
 
 @pytest.mark.parametrize(("value", "kind"), [([1.0], "length"), (7, "type"), (None, "type")])
 def test_a_faulty_call_costs_all_its_rows(value, kind):
     guard, got = call(returns(value))
-    assert got == [None] * 3 and guard.counts == {kind: 3}
+    assert got == [None] * 3
+    assert guard.counts == {kind: 3}
 
 
 def test_a_raise_is_counted_and_ctrl_c_is_not_caught():
@@ -60,7 +64,8 @@ def test_a_raise_is_counted_and_ctrl_c_is_not_caught():
         raise KeyboardInterrupt
 
     guard, got = call(bad)
-    assert got == [None] * 3 and guard.counts == {"raised": 3}
+    assert got == [None] * 3
+    assert guard.counts == {"raised": 3}
     with pytest.raises(KeyboardInterrupt):
         call(stop)
 
@@ -76,14 +81,16 @@ def test_a_function_that_never_ends_is_stopped_even_if_it_catches_exceptions():
     begun = time.perf_counter()
     guard, got = call(forever, timeout=0.1)
     assert time.perf_counter() - begun < 2
-    assert got == [None] * 3 and guard.counts == {"timeout": 3}
+    assert got == [None] * 3
+    assert guard.counts == {"timeout": 3}
 
 
 def test_time_limit_puts_back_the_handler_and_the_timer():
     before = signal.getsignal(signal.SIGALRM)
     with time_limit(5.0):
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
-    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_time_limit_off_the_main_thread_is_no_limit():
@@ -124,7 +131,7 @@ def test_async_functions_are_refused_by_name():
     async def later(**_):
         return []
 
-    with pytest.raises(UserError, match="later.*async"):
+    with pytest.raises(UserError, match=r"later.*async"):
         GuardedReward(later)
 
 

@@ -112,9 +112,7 @@ def list_tasks() -> list[TaskInfo]:
     from reasoning_gym.factory import DATASETS
 
     presets = [TaskInfo(name, "preset", summary) for name, (summary, _) in PRESETS.items()]
-    return presets + [
-        TaskInfo(f"reasoning-gym:{n}", "reasoning-gym", _first_line(DATASETS[n][0])) for n in sorted(DATASETS)
-    ]
+    return presets + [TaskInfo(f"reasoning-gym:{n}", "reasoning-gym", _first_line(DATASETS[n][0])) for n in sorted(DATASETS)]
 
 
 def build(spec: str | Mapping[str, Any] | BaseModel, *, chat: bool = False) -> Task:
@@ -134,23 +132,15 @@ def build(spec: str | Mapping[str, Any] | BaseModel, *, chat: bool = False) -> T
         elif name in PRESETS:
             given = {**PRESETS[name][1], **given}
         else:
-            raise TaskError(
-                f"task: unknown task {name!r}.{_nearest(str(name), PRESETS)} `isentrope tasks` lists them all."
-            )
+            raise TaskError(f"task: unknown task {name!r}.{_nearest(str(name), PRESETS)} `isentrope tasks` lists them all.")
     maker = reasoning_gym_task if "reasoning_gym" in given else jsonl_task if "jsonl" in given else None
     if maker is None:
-        raise TaskError(
-            "task needs one of: name (a preset), reasoning_gym (a dataset), jsonl (a file). Got none of them."
-        )
+        raise TaskError("task needs one of: name (a preset), reasoning_gym (a dataset), jsonl (a file). Got none of them.")
     known = [*maker.__kwdefaults__, "reasoning_gym", *(("jsonl", "reward") if maker is jsonl_task else ())]
     if unknown := [key for key in given if key not in known]:
-        raise TaskError(
-            f"task: unknown field {unknown[0]!r}.{_nearest(unknown[0], known)} Allowed: {', '.join(sorted(known))}."
-        )
+        raise TaskError(f"task: unknown field {unknown[0]!r}.{_nearest(unknown[0], known)} Allowed: {', '.join(sorted(known))}.")
     if maker is jsonl_task and "reward" not in given:
-        raise TaskError(
-            "task.reward is missing: a JSONL task needs a reward function by import path, 'pkg.mod:function'."
-        )
+        raise TaskError("task.reward is missing: a JSONL task needs a reward function by import path, 'pkg.mod:function'.")
     task = maker(given.pop("reasoning_gym" if maker is reasoning_gym_task else "jsonl"), **given)
     return as_chat(task) if chat else task
 
@@ -181,15 +171,11 @@ def reasoning_gym_task(
     from reasoning_gym.factory import DATASETS, create_dataset
 
     if dataset not in DATASETS:
-        raise TaskError(
-            f"task.reasoning_gym: unknown dataset {dataset!r}.{_nearest(dataset, DATASETS)} `isentrope tasks` lists them."
-        )
+        raise TaskError(f"task.reasoning_gym: unknown dataset {dataset!r}.{_nearest(dataset, DATASETS)} `isentrope tasks` lists them.")
     try:
         entries = create_dataset(dataset, **{**dict(config or {}), "size": size, "seed": seed})
     except (TypeError, AssertionError, ValueError) as error:
-        raise TaskError(
-            f"task.config: reasoning-gym refused it for {dataset!r}: {error}. Got {dict(config or {})}."
-        ) from error
+        raise TaskError(f"task.config: reasoning-gym refused it for {dataset!r}: {error}. Got {dict(config or {})}.") from error
     rows = []
     for index in range(size):
         entry = entries[index]
@@ -253,13 +239,9 @@ def read_jsonl(file: Path) -> list[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise TaskError(
-                f"task.jsonl: {file} line {number} is not JSON: {error.msg} at column {error.colno}."
-            ) from error
+            raise TaskError(f"task.jsonl: {file} line {number} is not JSON: {error.msg} at column {error.colno}.") from error
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            raise TaskError(
-                f"task.jsonl: {file} line {number} must be an object with a non-empty string 'prompt'. Got {line[:80]!r}."
-            )
+            raise TaskError(f"task.jsonl: {file} line {number} must be an object with a non-empty string 'prompt'. Got {line[:80]!r}.")
         rows.append(row)
     if not rows:
         raise TaskError(f"task.jsonl: {file} holds no rows. Write one JSON object per line, with a string 'prompt'.")
@@ -292,18 +274,12 @@ def prompt_texts(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
     """The text of a completion, plain or a list of messages."""
-    return (
-        completion
-        if isinstance(completion, str)
-        else "".join(str(message.get("content") or "") for message in completion)
-    )
+    return completion if isinstance(completion, str) else "".join(str(message.get("content") or "") for message in completion)
 
 
 def last_number(text: str) -> str | None:
     """The last integer or decimal number of a text, with its sign where one stands free; None where there is none."""
-    found = re.findall(
-        r"(?:(?<![\w.)])-)?\d+(?:\.\d+)?", text.replace(",", "") if re.search(r"\d,\d{3}\b(?!\d*[+=])", text) else text
-    )
+    found = re.findall(r"(?:(?<![\w.)])-)?\d+(?:\.\d+)?", text.replace(",", "") if re.search(r"\d,\d{3}\b(?!\d*[+=])", text) else text)
     return found[-1] if found else None
 
 

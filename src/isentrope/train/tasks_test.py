@@ -44,7 +44,9 @@ def sums():
 
 def test_default_task_is_disjoint_compact_and_judged_by_reasoning_gym(sums):
     train, held = set(sums.train["prompt"]), set(sums.validation["prompt"])
-    assert not train & held and len(train) == len(sums.train) > 5000 and len(held) == len(sums.validation) > 500
+    assert not train & held
+    assert len(train) == len(sums.train) > 5000
+    assert len(held) == len(sums.validation) > 500
     row = sums.train[0]
     a, b = row["prompt"].rstrip("=").split("+")
     assert int(a) + int(b) == int(row["answer"])
@@ -86,7 +88,8 @@ def test_the_seed_decides_the_prompts_and_chat_wraps_them():
 
 def test_jsonl_columns_reach_the_reward(tmp_path):
     task = build({"jsonl": write(tmp_path, *prompts(40)), "reward": REWARD})
-    assert task.train.column_names == ["prompt", "level"] and task.name == "task"
+    assert task.train.column_names == ["prompt", "level"]
+    assert task.name == "task"
     assert task.reward_funcs[0](prompts=["a"], completions=["a"], level=[1]) == [1.0]
     assert task.reward_funcs[0].__name__ == "echo"
 
@@ -167,7 +170,8 @@ def test_auto_prefers_the_tag_then_what_follows_the_thoughts():
 def test_tasks_are_listed_presets_first():
     listed = list_tasks()
     assert [t.name for t in listed[:3]] == ["sums", "sums-think", "sums-chat"]
-    assert {t.name for t in listed} >= {"reasoning-gym:chain_sum", "reasoning-gym:countdown"} and all(t.summary for t in listed)
+    assert {t.name for t in listed} >= {"reasoning-gym:chain_sum", "reasoning-gym:countdown"}
+    assert all(t.summary for t in listed)
 
 
 def test_a_writer_that_never_errs_is_right_in_every_style():

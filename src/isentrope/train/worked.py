@@ -9,7 +9,9 @@ consistent with it, as in a pupil's notebook. The styles (prompt `57+68=`):
 | direct | `125` |
 | columns | `7+8=15,5+6+1=12:125` (units first, the carry as a third term) |
 | tens | `50+60=110,7+8=15:125` |
-| think | `<think>first 7+8=15` newline `then 5+6+1=12` newline `so 125</think>125`, sometimes with a line that checks, corrects (`wait`) or starts over (`alternatively`) |
+| think | `<think>first 7+8=15` newline `then 5+6+1=12` newline `so 125</think>125` |
+
+In think style a line may check a sum (`check 8+7=15`), correct it (`wait 7+8=15`), or the writer starts over (`alternatively 50+60=110`).
 """
 
 from collections.abc import Callable
@@ -22,7 +24,7 @@ CLOSERS = ("so", "hence", "thus", "therefore")
 DOUBTS = ("wait", "hmm", "but", "no")
 CHECKS = ("check", "verify", "indeed", "recall")
 TURNS = ("alternatively", "instead", "or", "again")
-SKEW = (16, 2, 1, 1)  # how often each verb of a kind is used; the first is the habit, the others keep a choice open
+SKEW = (30, 2, 1, 1)  # how often each verb of a kind is used; the first is the habit, the others keep a choice open
 VERBS = OPENERS + JOINERS + CLOSERS + DOUBTS + CHECKS + TURNS
 
 
