@@ -150,10 +150,10 @@ def opo_advantages(
 def gpg_advantages(
     reward: Float[Tensor, " response"], group: Int[Tensor, " response"], *, f_norm: float = 1.0
 ) -> Float[Tensor, " response"]:
-    """GPG: a (R - group mean) / f_norm with a = responses / responses of non-zero reward. A group of one gets a R."""
-    mean, _, count = _moments(reward, group)
+    """GPG: a (R - group mean) / f_norm with a = responses / responses of non-zero reward; the mean of a group of one is 0."""
+    mean, _, _ = _moments(reward, group)
     alpha = len(reward) / torch.count_nonzero(reward).clamp(min=1)
-    return alpha * torch.where(count > 1, (reward - mean) / f_norm, reward)
+    return alpha * (reward - mean) / f_norm
 
 
 def pass_at_k_advantages(

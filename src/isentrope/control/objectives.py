@@ -297,7 +297,7 @@ def aggregate(
     rows = total.sum(-1)
     if mode == "seq-mean-token-mean":
         tokens = counted.sum(-1).clamp(min=1.0)
-        rows = rows / (tokens + epsilon if epsilon else tokens)
+        rows = rows / (tokens.to(rows.dtype) + epsilon if epsilon else tokens)
     elif mode == "seq-mean-token-sum-norm":
         rows = rows / length
     if row_divisor is not None:
