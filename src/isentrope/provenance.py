@@ -50,21 +50,15 @@ class Provenance:
     def __post_init__(self):
         for name, allowed in _ONE_OF.items():
             if self.__dict__[name] not in allowed:
-                raise ProvenanceError(
-                    f"Provenance: {name} must be one of {', '.join(allowed)}. Got {self.__dict__[name]!r}."
-                )
+                raise ProvenanceError(f"Provenance: {name} must be one of {', '.join(allowed)}. Got {self.__dict__[name]!r}.")
         _check_temperature(self.temperature)
         for name in ("mask", "aggregation", "dtype"):
             if not isinstance(self.__dict__[name], str) or not self.__dict__[name]:
                 raise ProvenanceError(f"Provenance: {name} must be a word. Got {self.__dict__[name]!r}.")
         if "." in self.dtype:
-            raise ProvenanceError(
-                f"Provenance: dtype is the bare name. Got {self.dtype!r}; write {self.dtype.rpartition('.')[2]!r}."
-            )
+            raise ProvenanceError(f"Provenance: dtype is the bare name. Got {self.dtype!r}; write {self.dtype.rpartition('.')[2]!r}.")
         if self.tail_bound is not None and (self.estimator != "top-k" or not self.tail_bound >= 0):
-            raise ProvenanceError(
-                f"Provenance: tail_bound belongs to estimator 'top-k' and is at least 0. Got {self.tail_bound!r} with {self.estimator!r}."
-            )
+            raise ProvenanceError(f"Provenance: tail_bound belongs to estimator 'top-k' and is at least 0. Got {self.tail_bound!r} with {self.estimator!r}.")
 
     def describe(self) -> str:
         """One line for people, fit for an axis label."""
@@ -90,13 +84,11 @@ class Provenance:
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ProvenanceError(f"Provenance.from_dict: unknown key {key!r}; known are {', '.join(known)}.{hint}")
         if "estimator" not in record:
-            raise ProvenanceError(
-                f"Provenance.from_dict: 'estimator' is missing. Got {', '.join(map(str, record)) or 'nothing'}."
-            )
+            raise ProvenanceError(f"Provenance.from_dict: 'estimator' is missing. Got {', '.join(map(str, record)) or 'nothing'}.")
         return cls(**record)
 
 
-def _check_temperature(value: float | int | str) -> None:
+def _check_temperature(value: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if value != PER_TOKEN and not (number and math.isfinite(value) and value > 0):
         raise ProvenanceError(f"Provenance: temperature must be a number above 0, or 'per-token'. Got {value!r}.")
@@ -104,11 +96,7 @@ def _check_temperature(value: float | int | str) -> None:
 
 def differing(a: Provenance, b: Provenance) -> tuple[str, ...]:
     """Names of the fields in which two provenances are different quantities. A tail bound is an error bar, not an identity."""
-    return tuple(
-        item.name
-        for item in fields(Provenance)
-        if item.name not in _NOT_IDENTITY and a.__dict__[item.name] != b.__dict__[item.name]
-    )
+    return tuple(item.name for item in fields(Provenance) if item.name not in _NOT_IDENTITY and a.__dict__[item.name] != b.__dict__[item.name])
 
 
 def compatible(a: Provenance, b: Provenance) -> bool:
@@ -147,16 +135,12 @@ class Measured:
 
     def __post_init__(self):
         if isinstance(self.values, (list, tuple)):
-            raise TypeError(
-                f"Measured: values must be a number, an array or a tensor. Got a {type(self.values).__name__}."
-            )
+            raise TypeError(f"Measured: values must be a number, an array or a tensor. Got a {type(self.values).__name__}.")
 
     def __add__(self, other: object) -> "Measured":
         """Values added element by element; both must be the same quantity and of one shape. Tail bounds add."""
         if not isinstance(other, Measured):
-            raise TypeError(
-                f"Measured + {type(other).__name__}: a bare number has no provenance. Wrap it: Measured(value, provenance)."
-            )
+            raise TypeError(f"Measured + {type(other).__name__}: a bare number has no provenance. Wrap it: Measured(value, provenance).")
         provenance = combine(self.provenance, other.provenance)
         if _shape(self.values) != _shape(other.values):
             raise ValueError(f"Measured: shapes must agree. Got {_shape(self.values)} and {_shape(other.values)}.")
@@ -168,9 +152,7 @@ class Measured:
         """0 + measured, so that `sum(list_of_measured)` works; any other left operand is refused."""
         if type(other) is int and other == 0:
             return self
-        raise TypeError(
-            f"{type(other).__name__} + Measured: a bare number has no provenance. Wrap it: Measured(value, provenance)."
-        )
+        raise TypeError(f"{type(other).__name__} + Measured: a bare number has no provenance. Wrap it: Measured(value, provenance).")
 
 
 def average(items: Sequence[Measured], weights: Iterable[float | int] | None = None) -> Measured:
@@ -180,11 +162,9 @@ def average(items: Sequence[Measured], weights: Iterable[float | int] | None = N
     """
     weights = [1.0] * len(items) if weights is None else [float(weight) for weight in weights]
     if not items or len(weights) != len(items) or not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
-        raise ValueError(
-            f"average: needs values and as many weights >= 0, not all 0. Got {len(items)} values, weights {weights}."
-        )
+        raise ValueError(f"average: needs values and as many weights >= 0, not all 0. Got {len(items)} values, weights {weights}.")
     provenance = reduce(combine, (item.provenance for item in items))
-    used = [Measured(item.values * weight, item.provenance) for item, weight in zip(items, weights) if weight > 0]
+    used = [Measured(item.values * weight, item.provenance) for item, weight in zip(items, weights, strict=True) if weight > 0]
     return Measured(reduce(add, used).values / sum(weights), provenance)  # weight 0 is left out, for 0 * NaN is NaN
 
 
