@@ -20,6 +20,8 @@ from isentrope.tape import Tape, TapeError
 FRAMES = ("steps", "tokens", "samples", "evals", "events")
 TEXTS = frozenset({"text", "prompt", "completion", "answer", "origin", "metric", "level", "kind", "message"})
 WHOLE = frozenset({"step", "row_id", "group", "position", "token_id", "prompts", "samples"})
+FEW = 5
+"""Updates below which the report compares no start with an end."""
 NOT_RECORDED = "provenance not recorded"
 
 
@@ -46,7 +48,7 @@ class Run:
     @property
     def last_step(self) -> int:
         """The last update that the tape knows; 0 before the first."""
-        return max((int(frame["step"].max()) for frame in (self.steps, self.tokens) if len(frame)), default=0)
+        return max((int(frame["step"].to_numpy().max()) for frame in (self.steps, self.tokens) if len(frame)), default=0)
 
     @cached_property
     def links(self) -> tuple[str, ...]:
@@ -75,12 +77,16 @@ def read(run_dir: str | Path) -> Run:
     if not path.is_dir():
         raise UserError(f"report: there is no directory {path}. Give the directory of a run, as in `isentrope report runs/demo`.")
     if not (path / "run.json").is_file() and not (path / "tape").is_dir():
-        raise UserError(f"report: {path} is not the directory of a run: it has neither run.json nor tape/. Give the directory that `isentrope train --out` wrote.")
+        raise UserError(
+            f"report: {path} is not the directory of a run: it has neither run.json nor tape/. Give the directory that `isentrope train --out` wrote."
+        )
     problems: list[str] = []
     frames = _frames(path, problems)
     return Run(
         path=path, record=_json(path / "run.json", problems), summary=_json(path / "summary.json", problems, expected=False),
-        config=_text(path / "config.yaml", problems), **frames, problems=tuple(problems),
+        config=_text(path / "config.yaml", problems),
+        steps=frames["steps"], tokens=frames["tokens"], samples=frames["samples"], evals=frames["evals"], events=frames["events"],
+        problems=tuple(problems),
     )  # fmt: skip
 
 
@@ -171,11 +177,11 @@ def nan_mean(value: np.ndarray) -> float | None:
     return float(kept.mean()) if kept.size else None
 
 
-def edges(value: np.ndarray) -> tuple[float | None, float | None]:
-    """Means of the first and the last twentieth of a series (at least one row each), as in summary.json."""
+def edges(value: np.ndarray) -> tuple[float, float] | None:
+    """Means of the first and the last twentieth of a series (at least one row each), as in summary.json; None if it is empty."""
     kept = value[np.isfinite(value)]
     if not kept.size:
-        return None, None
+        return None
     count = max(1, len(kept) // 20)
     return float(kept[:count].mean()), float(kept[-count:].mean())
 

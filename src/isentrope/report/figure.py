@@ -52,7 +52,14 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], *, numeric: Iterab
     line = lambda name, cells: element("tr", join(element(name, cell, class_="num" if at in numeric else None) for at, cell in enumerate(cells)))  # noqa: E731
     body = element("tbody", join(line("td", row) for row in rows))
     # A region that scrolls must be reachable by keyboard.
-    return element("div", element("table", element("thead", line("th", head)), body, class_=class_ or None), class_="scroll", tabindex="0", role="region", aria_label="table")
+    return element(
+        "div",
+        element("table", element("thead", line("th", head)), body, class_=class_ or None),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label="table",
+    )
 
 
 def pairs(rows: Iterable[tuple[Any, Any]]) -> Markup:
@@ -77,13 +84,25 @@ def line(
 
     `colour` is a role of the palette. faint: drawn pale, as raw data behind a smoothed line.
     """
-    spec: dict[str, Any] = {"name": name, "x": _list(x), "y": _list(y), "colour": colour, "width": width, "dash": dash, "label": label, "marks": marks, "faint": faint}
+    spec: dict[str, Any] = {
+        "name": name,
+        "x": _list(x),
+        "y": _list(y),
+        "colour": colour,
+        "width": width,
+        "dash": dash,
+        "label": label,
+        "marks": marks,
+        "faint": faint,
+    }
     if low is not None and high is not None:
         spec |= {"low": _list(low), "high": _list(high), "band": band}
     return spec
 
 
-def lines(series: Sequence[dict[str, Any]], *, x: str, y: str, unit: str, zero: bool = True, top: float | None = None, rule: float | None = None) -> dict[str, Any]:
+def lines(
+    series: Sequence[dict[str, Any]], *, x: str, y: str, unit: str, zero: bool = True, top: float | None = None, rule: float | None = None
+) -> dict[str, Any]:
     """A line chart. x, y: titles of the axes with their units. unit: how values read ("percent", "nats", "number").
 
     zero: the y axis starts at 0. top: where it ends at least. rule: a level that is drawn across.

@@ -1,17 +1,17 @@
 """The head of the page: what was trained on what, five numbers, a sentence, and what went wrong."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from isentrope.report.data import Run, edges, has, texts, values
+from isentrope.report.data import FEW, Run, edges, has, texts, values
 from isentrope.report.markup import Markup, element, join, visible
 from isentrope.report.sections.learning import metric, pass_counts
 from isentrope.report.sections.touch import objective
-from isentrope.report.words import duration, finite, interval, moved, percent, short, whole
+from isentrope.report.words import NONE, duration, finite, interval, moved, percent, short, whole
 
 MAX_EVENTS = 40
 MAX_MESSAGE = 600
@@ -60,29 +60,47 @@ def name_of(value: Any, otherwise: str) -> str:
 
 def sentence(run: Run) -> str:
     """What happened, in one sentence, from the tape alone."""
-    pass1, entropy = metric(run, "pass@1"), values(run.steps, "entropy/mean")
-    start, end = edges(entropy)
+    pass1, reward, entropy = metric(run, "pass@1"), change(run, "reward/mean"), change(run, "entropy/mean")
     parts = []
     if len(pass1) >= 2:
         first, last = float(pass1["value"][0]), float(pass1["value"][-1])
-        way = moved(first, last)
-        parts.append(f"right answers {way} at {percent(last)}" if way == "stayed" else f"right answers {way} from {percent(first)} to {percent(last)}")
-    elif has(run.steps, "reward/mean") and len(run.steps) >= 5:
-        first, last = edges(values(run.steps, "reward/mean"))
-        way = moved(first, last)
-        parts.append(f"reward {way} at {short(last, 2)}" if way == "stayed" else f"reward {way} from {short(first, 2)} to {short(last, 2)}")
-    if start is not None and len(run.steps) >= 5:
-        way = moved(start, end)
-        parts.append(f"entropy {way} near {short(end, 2)} nats" if way == "stayed" else f"entropy {way} from {short(start, 2)} to {short(end, 2)} nats")
+        parts.append(_moved("right answers", "at", first, last, percent))
+    elif reward is not None:
+        parts.append(_moved("reward", "at", *reward, _two))
+    if entropy is not None:
+        parts.append(_moved("entropy", "near", *entropy, _two) + " nats")
     if not parts:
-        return "Nothing to tell yet: fewer than five updates are on the tape."
-    text = ", and ".join(parts) if len(parts) == 2 else parts[0]
+        return f"Nothing to tell yet: fewer than {FEW} updates are on the tape."
+    text = ", and ".join(parts)
     return text[:1].upper() + text[1:] + "."
+
+
+def _moved(what: str, near: str, start: float, end: float, said: Callable[[float], str]) -> str:
+    way = moved(start, end)
+    return f"{what} {way} {near} {said(end)}" if way == "stayed" else f"{what} {way} from {said(start)} to {said(end)}"
+
+
+def _two(value: float) -> str:
+    return short(value, 2)
+
+
+def change(run: Run, name: str) -> tuple[float, float] | None:
+    """Start and end of a column of the step rows (`edges`); None while there are fewer than FEW rows."""
+    return edges(values(run.steps, name)) if len(run.steps) >= FEW else None
 
 
 def _what(run: Run) -> Markup:
     chain = [join([" + ", element("strong", link)]) for link in run.links] or [" without intervention"]
-    return join([element("strong", name_of(run.record.get("model"), "unnamed model")), " trained on ", element("strong", name_of(run.record.get("task"), "unnamed task")), " with ", element("strong", objective(run)), *chain])
+    return join(
+        [
+            element("strong", name_of(run.record.get("model"), "unnamed model")),
+            " trained on ",
+            element("strong", name_of(run.record.get("task"), "unnamed task")),
+            " with ",
+            element("strong", objective(run)),
+            *chain,
+        ]
+    )
 
 
 def _state(run: Run) -> Markup | None:
@@ -93,18 +111,19 @@ def _state(run: Run) -> Markup | None:
 
 def _plain(run: Run) -> Markup | None:
     """The same in plain language, for a reader who does not know pass@k or nats."""
-    pass1 = metric(run, "pass@1")
-    start, end = edges(values(run.steps, "entropy/mean"))
+    pass1, entropy = metric(run, "pass@1"), change(run, "entropy/mean")
     said = []
     if len(pass1):
-        last = pass1.row(-1, named=True)
-        said.append(f"Asked a question that it was not trained on, the model now answers right {percent(float(last['value']))} of the time at its first try.")
-    if start is not None and len(run.steps) >= 5:
-        before, after = (_choices(value) for value in (start, end))
-        if moved(start, end) == "stayed":
+        right = percent(float(pass1["value"][-1]))
+        said.append(f"Asked a question that it was not trained on, the model now answers right {right} of the time at its first try.")
+    if entropy is not None:
+        before, after = (_choices(value) for value in entropy)
+        if moved(*entropy) == "stayed":
             said.append(f"A typical token is as open as a choice among {after} equally likely ones, as it was at the start.")
         else:
-            said.append(f"Entropy says how open its next token is: as a choice among {before} equally likely ones at the start, {after} at the end (exp of the mean).")
+            said.append(
+                f"Entropy says how open its next token is: a choice among {before} equally likely ones at the start, {after} at the end (exp of the mean)."
+            )
     return element("p", " ".join(said), class_="lead") if said else None
 
 
@@ -118,29 +137,36 @@ def tiles_of(run: Run) -> list[Tile]:
     larger = [k for k in pass_counts(run) if k > 1]
     if larger:
         tiles.append(_pass_tile(run, larger[-1]))
-    start, end = edges(values(run.steps, "entropy/mean"))
-    known = len(run.steps) >= 5
-    note = "nats per token, training responses" if end is not None else "not measured yet"
-    trace = (values(run.steps, "step"), values(run.steps, "entropy/mean")) if end is not None else None
-    tiles.append(Tile("entropy", short(end, 2), short(start, 2) if known else None, note, trace, "entropy"))
+    tiles.append(_step_tile(run, "entropy", "entropy/mean", "nats per token, training responses", "entropy"))
     if not larger:
-        first, last = edges(values(run.steps, "reward/mean"))
-        trace = (values(run.steps, "step"), values(run.steps, "reward/mean")) if last is not None else None
-        tiles.append(Tile("reward", short(last, 2), short(first, 2) if known else None, "mean of the training responses" if last is not None else "not measured yet", trace))
-    tokens = values(run.steps, "tokens")
-    tokens = float(np.nansum(tokens)) if np.isfinite(tokens).any() else None
-    tiles.append(Tile("updates", whole(run.last_step), None, f"{_millions(tokens)} tokens generated" if tokens else ""))
+        tiles.append(_step_tile(run, "reward", "reward/mean", "mean of the training responses", "learn"))
+    tokens = float(np.nansum(values(run.steps, "tokens")))
+    effective = run.record.get("effective")
+    planned = finite(effective.get("max_steps")) if isinstance(effective, Mapping) else None
+    of = f"of {whole(planned)} planned" if planned and planned > run.last_step and not run.finished else ""
+    tiles.append(
+        Tile("updates", whole(run.last_step), None, ", ".join(part for part in (of, f"{_millions(tokens)} tokens generated" if tokens else "") if part))
+    )
     seconds = finite(run.summary.get("seconds"))
-    seconds = seconds if seconds is not None else float(np.nansum(values(run.steps, "seconds"))) if has(run.steps, "seconds") else None
+    if seconds is None and has(run.steps, "seconds"):
+        seconds = float(np.nansum(values(run.steps, "seconds")))
     threads = finite(run.record.get("threads"))
-    tiles.append(Tile("time", duration(seconds), None, f"{threads:.0f} threads" if threads and threads != 1 else "1 thread" if threads else ""))
+    tiles.append(Tile("time", duration(seconds), None, f"{threads:.0f} thread{'' if threads == 1 else 's'}" if threads else ""))
     return tiles
+
+
+def _step_tile(run: Run, label: str, name: str, note: str, colour: str) -> Tile:
+    series = values(run.steps, name)
+    ends = edges(series)
+    if ends is None:
+        return Tile(label, NONE, None, "not measured yet")
+    return Tile(label, _two(ends[1]), _two(ends[0]) if len(run.steps) >= FEW else None, note, (values(run.steps, "step"), series), colour)
 
 
 def _pass_tile(run: Run, k: int) -> Tile:
     rows = metric(run, f"pass@{k}")
     if not len(rows):
-        return Tile(f"pass@{k}", "—", None, "not evaluated yet")
+        return Tile(f"pass@{k}", NONE, None, "not evaluated yet")
     first, last = rows.row(0, named=True), rows.row(-1, named=True)
     low, high = finite(last.get("low")), finite(last.get("high"))
     prompts = finite(last.get("prompts"))

@@ -120,4 +120,6 @@ def significant(value: float | None, digits: int = 4) -> float | int | None:
     if value is None or not math.isfinite(value):
         return None
     rounded = float(f"{value:.{digits}g}")
+    if not math.isfinite(rounded):  # the last step before infinity rounds up to it
+        return value
     return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded

@@ -36,7 +36,9 @@ def build(run_dir: str | Path) -> Path:
     if len(text) > MAX_BYTES:
         text = _encoded(replace(run, lean=True))
     if len(text) > MAX_BYTES:
-        raise RuntimeError(f"report: the page of {run.path} has {len(text):,} bytes, more than {MAX_BYTES:,}. The limits in report/sections are too wide; please report it.")
+        raise RuntimeError(
+            f"report: the page of {run.path} has {len(text):,} bytes, more than {MAX_BYTES:,}. The limits in report/sections are too wide; please report it."
+        )
     path = run.path / NAME
     write_bytes_atomic(path, text)
     return path
@@ -56,7 +58,9 @@ def html(run: Run) -> str:
     links = join(element("a", section.nav, href=f"#{section.id}") for section in sections)
     toggle = element("button", "◐", type="button", id="theme", aria_label="Light or dark page", title="Light or dark page")
     bar = element("nav", element("a", "isentrope", href="#top", class_="brand"), element("div", links, class_="links"), toggle)
-    foot = element("footer", f"Made by isentrope {run.record.get('isentrope', '')} from the tape of this run. The file requests nothing; entropies are in nats.")
+    foot = element(
+        "footer", f"Made by isentrope {run.record.get('isentrope', '')} from the tape of this run. The file requests nothing; entropies are in nats."
+    )
     body = element("main", headline(run), *(section.html() for section in sections), foot)
     without = element("noscript", element("p", "The pictures need JavaScript, which is switched off; the text and the tables do not.", class_="missing"))
     tip = element("div", id="tip", role="tooltip", hidden=True)
@@ -66,13 +70,28 @@ def html(run: Run) -> str:
         f"default-src 'none'; script-src {digest(library)} {digest(script)}; style-src {digest(style)} {digest('')}; "
         f"style-src-elem {digest(style)} {digest('')}; style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     )
-    return "\n".join([
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">', element("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"), element("meta", name="referrer", content="no-referrer"),
-        element("meta", name="color-scheme", content="light dark"), element("title", f"{subject(run)} · isentrope"), element("link", rel="icon", href=_icon()),
-        f"<style>{style}</style>{taken}</head><body>", bar, without, body, tip,
-        f'<script type="application/json" id="charts">{script_json(charts)}</script>', f"<script>{library}</script>", f"<script>{script}</script>", "</body></html>", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            element("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("meta", name="referrer", content="no-referrer"),
+            element("meta", name="color-scheme", content="light dark"),
+            element("title", f"{subject(run)} · isentrope"),
+            element("link", rel="icon", href=_icon()),
+            f"<style>{style}</style>{taken}</head><body>",
+            bar,
+            without,
+            body,
+            tip,
+            f'<script type="application/json" id="charts">{script_json(charts)}</script>',
+            f"<script>{library}</script>",
+            f"<script>{script}</script>",
+            "</body></html>",
+            "",
+        ]
+    )
 
 
 def digest(text: str) -> str:
@@ -102,5 +121,3 @@ def _icon() -> str:
         '<path d="M5 8c7 0 7 14 14 14h8" fill="none" stroke="#f5963f" stroke-width="3.5" stroke-linecap="round"/></svg>'
     )
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-

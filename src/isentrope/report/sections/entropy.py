@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from isentrope.report.data import NOT_RECORDED, Run, edges, has, phases, values, within
+from isentrope.report.data import FEW, NOT_RECORDED, Run, edges, has, phases, values, within
 from isentrope.report.figure import Section, figure, line, lines, missing, switch, thinned, thinning_note
 from isentrope.report.markup import element, join
 from isentrope.report.words import finite, moved, short, times
@@ -16,7 +16,12 @@ MIN_TOKENS = 3
 
 def section(run: Run) -> Section:
     if not has(run.steps, "entropy/mean"):
-        return Section("entropy", "Entropy", "Where did entropy go?", missing("No entropy on the tape yet: no update has finished, or step rows are switched off (tape.steps)."))
+        return Section(
+            "entropy",
+            "Entropy",
+            "Where did entropy go?",
+            missing("No entropy on the tape yet: no update has finished, or step rows are switched off (tape.steps)."),
+        )
     x = values(run.steps, "step")
     names = ("mean", "q05", "q25", "q50", "q75", "q95")
     step, mean, q05, q25, q50, q75, q95 = thinned(x, *(values(run.steps, f"entropy/{name}") for name in names))
@@ -42,9 +47,10 @@ def _scale_switch():
 
 
 def _lead(step: np.ndarray, mean: np.ndarray) -> str:
-    start, end = edges(mean)
-    if start is None or end is None or len(mean) < 5:
+    ends = edges(mean)
+    if ends is None or len(mean) < FEW:
         return ""
+    start, end = ends
     way = moved(start, end)
     if way == "stayed":
         return f"Mean token entropy stayed near {short(end)} nats."
@@ -72,21 +78,42 @@ def by_position(run: Run) -> Section:
     if not has(run.tokens, "step", "position", "entropy"):
         return Section(id, nav, title, missing("No token rows on the tape yet (tape.tokens_every says how often they are taken)."))
     tokens = run.tokens.filter(pl.col("entropy").is_not_nan() & pl.col("entropy").is_not_null() & pl.col("position").is_not_null())
-    width = max(1, -(-(int(tokens["position"].max()) + 1) // MAX_POSITIONS))
+    width = max(1, -(-(int(tokens["position"].to_numpy().max()) + 1) // MAX_POSITIONS))
     tokens = tokens.with_columns((pl.col("position") // width * width).alias("bin"))
     series, known = [], phases(tokens["step"].to_list())
     colours = {1: (3,), 2: (1, 3), 3: (1, 2, 3)}[len(known)]
     for at, phase in zip(colours, known, strict=True):
         rows = within(tokens, phase).group_by("bin").agg(pl.col("entropy").mean(), pl.len().alias("tokens")).filter(pl.col("tokens") >= MIN_TOKENS).sort("bin")
         if len(rows):
-            series.append(line(f"{phase.name}, {phase.title}", values(rows, "bin"), values(rows, "entropy"), f"entropy-{at}", label=phase.name, width=2.5, marks=len(rows) < 3))
+            series.append(
+                line(
+                    f"{phase.name}, {phase.title}",
+                    values(rows, "bin"),
+                    values(rows, "entropy"),
+                    f"entropy-{at}",
+                    label=phase.name,
+                    width=2.5,
+                    marks=len(rows) < 3,
+                )
+            )
     charts = {"entropy-position": lines(series, x="position in the completion, tokens", y="token entropy, nats", unit="nats")}
     provenance = run.provenance("tokens.entropy")
-    note = f"Mean over the sampled tokens at each position{f' (bins of {width})' if width > 1 else ''}, where there are at least {MIN_TOKENS}. " + "; ".join(f"{phase.name}: {phase.title}" for phase in known) + "."
+    note = (
+        f"Mean over the sampled tokens at each position{f' (bins of {width})' if width > 1 else ''}, where there are at least {MIN_TOKENS}. "
+        + "; ".join(f"{phase.name}: {phase.title}" for phase in known)
+        + "."
+    )
     parts = [figure("entropy-position", "Entropy by position", note, provenance=provenance)]
     if tokens["step"].n_unique() >= 4:
         charts["entropy-map"] = _map(tokens, width)
-        parts.append(figure("entropy-map", "The same over the whole run", "Each column is one update, or a few; blank is where no completion reaches.", provenance=provenance))
+        parts.append(
+            figure(
+                "entropy-map",
+                "The same over the whole run",
+                "Each column is one update, or a few; blank is where no completion reaches.",
+                provenance=provenance,
+            )
+        )
     return Section(id, nav, title, element("div", join(parts), class_="pair"), charts, lead=_where(tokens, known))
 
 
@@ -96,7 +123,7 @@ def _map(tokens: pl.DataFrame, width: int) -> dict:
     columns = [group for group in np.array_split(steps, min(len(steps), MAX_COLUMNS)) if len(group)]
     index = {int(step): at for at, group in enumerate(columns) for step in group}
     rows = tokens.with_columns(pl.col("step").replace_strict(index).alias("column")).group_by("column", "bin").agg(pl.col("entropy").mean())
-    grid = np.full((int(tokens["bin"].max()) // width + 1, len(columns)), np.nan)
+    grid = np.full((int(tokens["bin"].to_numpy().max()) // width + 1, len(columns)), np.nan)
     grid[rows["bin"].to_numpy() // width, rows["column"].to_numpy()] = rows["entropy"].to_numpy()
     top = float(np.nanquantile(grid, 0.99))
     return {

@@ -52,7 +52,10 @@ def _pass(run: Run) -> tuple[dict | None, Markup]:
         bounds = {"low": low, "high": high, "band": "95 % interval"} if has(rows, "low", "high") else {}
         series.append(line(f"pass@{k}", x, y, f"learn-{at + 1}", label=f"pass@{k}", width=3 if at == 0 else 2, marks=len(x) < 60, **bounds))
     prompts, samples = (finite(metric(run, f"pass@{shown[0]}").row(-1, named=True).get(name)) for name in ("prompts", "samples"))
-    note = f"Share of held-out prompts that at least one of k sampled answers solves (unbiased from {whole(samples)} samples for each of {whole(prompts)} prompts). Bands: 95 % bootstrap over prompts."
+    note = (
+        f"Share of held-out prompts that at least one of k sampled answers solves (unbiased from {whole(samples)} samples for each of "
+        f"{whole(prompts)} prompts). Bands: 95 % bootstrap over prompts."
+    )
     chart = lines(series, x="update", y="held-out prompts solved, %", unit="percent", top=1.0)
     return chart, figure("pass-at-k", "pass@k on held-out prompts", note)
 
@@ -70,7 +73,11 @@ def _reward(run: Run) -> tuple[dict | None, Markup]:
         series.append(line(f"mean of {window} updates", step, mean, "learn", low=low, high=high, band="95 % interval", label="reward", width=3))
     else:
         series[0] |= {"faint": False, "width": 2.5, "marks": len(x) < 40, "label": "reward"}
-    note = f"Thin: mean reward of each update's responses. Thick: centred mean of {window} updates; band: 95 % bootstrap over these updates." if window > 1 else "Mean reward of each update's responses."
+    note = (
+        f"Thin: mean reward of each update's responses. Thick: centred mean of {window} updates; band: 95 % bootstrap over these updates."
+        if window > 1
+        else "Mean reward of each update's responses."
+    )
     chart = lines(series, x="update", y="mean reward", unit="number", zero=bool(np.nanmin(y) >= 0), top=1.0 if np.nanmax(y) <= 1 else None)
     return chart, figure("reward", "Reward of the training responses", note, thinning_note(x))
 
@@ -105,16 +112,9 @@ def _figures(run: Run) -> Markup:
         share, unit = bool(SHARES.fullmatch(str(name))), UNITS.get(str(name), "")
         note = run.provenance(f"evals.{name}") if unit == "nats" else ""
         rows.append([element("code", name), _value(first, share, unit), _value(last, share, unit), _bounds(last, share), note])
-    head = ["metric", f"update {first_step(run)}", f"update {last_step(run)}", "95 % interval", "what it is"]
+    steps = run.evals["step"].to_numpy()
+    head = ["metric", f"update {steps.min()}", f"update {steps.max()}", "95 % interval", "what it is"]
     return element("details", element("summary", "All evaluation figures, first and last"), table(head, rows, numeric=(1, 2, 3)))
-
-
-def first_step(run: Run) -> int:
-    return int(run.evals["step"].min())
-
-
-def last_step(run: Run) -> int:
-    return int(run.evals["step"].max())
 
 
 def _value(row: dict, share: bool, unit: str) -> str:

@@ -25,11 +25,21 @@ def section(run: Run) -> Section:
     )  # fmt: skip
     known = phases(run.tokens["step"].to_list())
     options = [(str(at), f"{phase.name}" if len(known) > 1 else phase.title) for at, phase in enumerate(known)]
-    chart = {"kind": "pressure", "x": "N, nats (expected S of the state)", "y": "S of the sampled token, nats", "phases": [_dots(run, phase) for phase in known]}
+    chart = {
+        "kind": "pressure",
+        "x": "N, nats (expected S of the state)",
+        "y": "S of the sampled token, nats",
+        "phases": [_dots(run, phase) for phase in known],
+    }
     shown = "; ".join(f"{phase.name}: {phase.title}" for phase in known)
-    note = f"One dot is one sampled token, its area the size of its push. At most {dots(run):,} dots a phase: half are the largest pushes, half drawn at random. {shown[:1].upper()}{shown[1:]}."
+    note = (
+        f"One dot is one sampled token, its area the size of its push. At most {dots(run):,} dots a phase: half are the largest pushes, "
+        f"half drawn at random. {shown[:1].upper()}{shown[1:]}."
+    )
     provenance = f"S, N: {run.provenance('tokens.S')}"
-    picture = figure("pressure-plot", "S against N of the sampled tokens", note, provenance=provenance, tall=True, controls=switch("phase:pressure-plot", options, "When"))
+    picture = figure(
+        "pressure-plot", "S against N of the sampled tokens", note, provenance=provenance, tall=True, controls=switch("phase:pressure-plot", options, "When")
+    )
     return Section(id, nav, title, join([lead, picture, _tokens(run)]), {"pressure-plot": chart})
 
 
@@ -70,11 +80,13 @@ def _tokens(run: Run) -> Markup:
     boxes = [_box("Pushed entropy down", down, top, total, "down"), _box("Pushed entropy up", up, top, total, "up")]
     net = float(rows["push"].sum())
     note = (
-        f"Summed over the {whole(len(rows))} sampled tokens of the run. Share: of the sum of all absolute pushes. Together they push entropy {'down' if net < 0 else 'up'} "
-        f"({percent(abs(net) / total)} of the absolute sum is left after both directions cancel). "
+        f"Summed over the {whole(len(rows))} sampled tokens of the run. Share: of the sum of all absolute pushes. "
+        f"Together they push entropy {'down' if net < 0 else 'up'} ({percent(abs(net) / total)} of the absolute sum is left after both directions cancel). "
         "First-order contribution to the change of each token's own state, before the optimiser's preconditioning and momentum."
     )
-    provenance = element("p", element("span", "what it is", class_="tag"), " push: ", run.provenance("tokens.push"), "; per unit of learning rate", class_="provenance")
+    provenance = element(
+        "p", element("span", "what it is", class_="tag"), " push: ", run.provenance("tokens.push"), "; per unit of learning rate", class_="provenance"
+    )
     return join([element("div", join(boxes), class_="pair"), element("p", note, class_="note"), provenance])
 
 
@@ -84,8 +96,12 @@ def _box(title: str, frame: pl.DataFrame, top: float, total: float, way: str) ->
     rows = []
     for row in frame.iter_rows(named=True):
         bar = _bar(abs(row["sum"]) / top, way)
-        rows.append([token_chip(row["text"]), bar, percent(abs(row["sum"]) / total), whole(row["count"]), short(row.get("entropy"), 2), short(row.get("advantage"), 2)])
-    return element("div", element("h3", title), table(["token", "push", "share", "count", "mean H, nats", "mean A"], rows, numeric=(2, 3, 4, 5), class_="tokens"))
+        rows.append(
+            [token_chip(row["text"]), bar, percent(abs(row["sum"]) / total), whole(row["count"]), short(row.get("entropy"), 2), short(row.get("advantage"), 2)]
+        )
+    return element(
+        "div", element("h3", title), table(["token", "push", "share", "count", "mean H, nats", "mean A"], rows, numeric=(2, 3, 4, 5), class_="tokens")
+    )
 
 
 def token_chip(text: str | None) -> Markup:

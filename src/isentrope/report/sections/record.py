@@ -36,7 +36,13 @@ def _again(run: Run) -> Markup:
         lines += [element("p", "It was started as:"), element("pre", str(run.record["command"]), class_="command", tabindex="0")]
     recovered = run.record.get("recovered_from")
     if recovered:
-        lines.append(element("p", f"It was resumed from a checkpoint: update {', '.join(str(step) for step in recovered) if isinstance(recovered, list) else recovered}.", class_="note"))
+        lines.append(
+            element(
+                "p",
+                f"It was resumed from a checkpoint: update {', '.join(str(step) for step in recovered) if isinstance(recovered, list) else recovered}.",
+                class_="note",
+            )
+        )
     return join(lines)
 
 
@@ -50,13 +56,20 @@ def _timings(run: Run) -> Markup:
     seconds = values(run.steps, "seconds")
     seconds = seconds[np.isfinite(seconds)]
     low, middle, high = np.quantile(seconds, (0.05, 0.5, 0.95))
-    rows = [("updates", whole(run.last_step)), ("seconds an update", f"{short(middle)} (median; 90 % between {short(low)} and {short(high)})"), ("all updates", duration(float(seconds.sum())))]
+    rows = [
+        ("updates", whole(run.last_step)),
+        ("seconds an update", f"{short(middle)} (median; 90 % between {short(low)} and {short(high)})"),
+        ("all updates", duration(float(seconds.sum()))),
+    ]
     total = finite(run.summary.get("seconds"))
     if total is not None and abs(total - seconds.sum()) > 1:
         rows.append(("whole run", duration(total)))
     if has(run.steps, "tokens"):
         tokens = np.nansum(values(run.steps, "tokens"))
-        rows += [("tokens generated", f"{whole(tokens)} (counted once per update that uses them)"), ("tokens per second", short(float(tokens / max(seconds.sum(), 1e-9))))]
+        rows += [
+            ("tokens generated", f"{whole(tokens)} (counted once per update that uses them)"),
+            ("tokens per second", short(float(tokens / max(seconds.sum(), 1e-9)))),
+        ]
     rows.append(("started", run.record.get("started", "not recorded")))
     return pairs(rows)
 
@@ -65,7 +78,6 @@ def _config(run: Run) -> Markup:
     if not run.config:
         return missing("config.yaml is missing.")
     return element("pre", visible(_without_secrets(run.config), MAX_CONFIG), class_="config", tabindex="0")
-
 
 
 def _without_secrets(text: str) -> str:

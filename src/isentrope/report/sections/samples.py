@@ -4,7 +4,7 @@ import polars as pl
 
 from isentrope.report.data import Phase, Run, phases, texts, values, within
 from isentrope.report.figure import Section, missing, switch
-from isentrope.report.markup import Markup, element, join, visible
+from isentrope.report.markup import element, join, visible
 from isentrope.report.words import finite
 
 PER_CELL = 4
@@ -31,9 +31,20 @@ def section(run: Run) -> Section:
         switch("colour", [("entropy", "entropy"), ("advantage", "advantage"), ("weight", "weight"), ("push", "push")], "Colour"),
     ]
     key = element("div", id="samples-key", class_="key")
-    note = element("p", "Hover over a token, tap it, or step through a completion with the arrow keys. S, N, entropy in nats; push: predicted change of entropy per unit of learning rate.", class_="note")
+    note = element(
+        "p",
+        "Hover over a token, tap it, or step through a completion with the arrow keys. S, N, entropy in nats; "
+        "push: predicted change of entropy per unit of learning rate.",
+        class_="note",
+    )
     provenance = element("p", element("span", "what it is", class_="tag"), " entropy: ", run.provenance("tokens.entropy"), class_="provenance")
-    return Section(id, nav, title, join([element("div", join(switches), class_="controls"), key, element("div", id="samples-list"), note, provenance]), {"samples-list": data})
+    return Section(
+        id,
+        nav,
+        title,
+        join([element("div", join(switches), class_="controls"), key, element("div", id="samples-list"), note, provenance]),
+        {"samples-list": data},
+    )
 
 
 def chosen(run: Run) -> list[tuple[Phase, dict]]:
@@ -73,10 +84,15 @@ def _sample(run: Run, phase: Phase, row: dict) -> dict:
     figures = {name: finite(row.get(name)) for name in ("step", "reward", "length", "advantage", "entropy")}
     tokens = _tokens(run, row)
     return figures | {
-        "phase": phase.name, "outcome": "unknown" if right is None else "right" if right else "wrong", "truncated": bool(row.get("truncated")),
-        "origin": str(row.get("origin") or "policy"), "answer": visible(str(row.get("answer") or ""), 200), "prompt": visible(str(row.get("prompt") or ""), MAX_PROMPT),
-        "completion": None if tokens else visible(str(row.get("completion") or ""), MAX_COMPLETION), "tokens": tokens,
-    }  # fmt: skip
+        "phase": phase.name,
+        "outcome": "unknown" if right is None else "right" if right else "wrong",
+        "truncated": bool(row.get("truncated")),
+        "origin": str(row.get("origin") or "policy"),
+        "answer": visible(str(row.get("answer") or ""), 200),
+        "prompt": visible(str(row.get("prompt") or ""), MAX_PROMPT),
+        "completion": None if tokens else visible(str(row.get("completion") or ""), MAX_COMPLETION),
+        "tokens": tokens,
+    }
 
 
 def _tokens(run: Run, row: dict) -> dict | None:
@@ -90,7 +106,13 @@ def _tokens(run: Run, row: dict) -> dict | None:
     cut, rows = max(0, len(rows) - MAX_TOKENS), rows.head(MAX_TOKENS)
     touched = {str(at): (values(rows, f"link/{link}") == 1).astype(int).tolist() for at, link in enumerate(run.links) if f"link/{link}" in rows.columns}
     columns = {name: [float(value) for value in values(rows, name)] for name in _SIGNALS if name in rows.columns}
-    return {"text": [visible(text, MAX_TOKEN) for text in texts(rows, "text")], "position": rows["position"].to_list(), "columns": columns, "touched": touched, "cut": cut}
+    return {
+        "text": [visible(text, MAX_TOKEN) for text in texts(rows, "text")],
+        "position": rows["position"].to_list(),
+        "columns": columns,
+        "touched": touched,
+        "cut": cut,
+    }
 
 
 def _top(run: Run, name: str) -> float | None:

@@ -17,7 +17,9 @@ SPREAD = 3.0
 def section(run: Run) -> Section:
     id, nav, title = "interventions", "Interventions", "What did the interventions touch?"
     if not run.links:
-        return Section(id, nav, title, missing(f"No intervention: plain objective ({objective(run)}). The chain is empty, so every token of the loss kept its gradient."))
+        return Section(
+            id, nav, title, missing(f"No intervention: plain objective ({objective(run)}). The chain is empty, so every token of the loss kept its gradient.")
+        )
     charts, parts, rows = {}, [], []
     for at, link in enumerate(run.links[:MAX_LINKS]):
         found, body = _link(run, link, at)
@@ -47,7 +49,9 @@ def _link(run: Run, link: str, at: int) -> tuple[dict, Markup]:
     x = values(run.steps, "step")
     if has(run.steps, f"touch/{link}"):
         step, touched = thinned(x, values(run.steps, f"touch/{link}"))
-        charts[f"touch-{at}"] = lines([line("touched", step, touched, "learn", width=2, label="touched", marks=len(step) < 3)], x="update", y="trained tokens touched, %", unit="percent")
+        charts[f"touch-{at}"] = lines(
+            [line("touched", step, touched, "learn", width=2, label="touched", marks=len(step) < 3)], x="update", y="trained tokens touched, %", unit="percent"
+        )
         parts.append(figure(f"touch-{at}", "Tokens touched", "Share of the trained tokens of each update.", thinning_note(x)))
     else:
         parts.append(missing("Touched: not on the tape yet."))
@@ -58,7 +62,10 @@ def _link(run: Run, link: str, at: int) -> tuple[dict, Markup]:
         window = max(1, min(9, len(step) // 4) | 1)
         smooth = np.array([np.median(share[max(0, row - window // 2) : row + window // 2 + 1]) for row in range(len(share))])
         step, share, smooth = thinned(step, share, smooth)
-        series = [line("one update", step, share, "entropy", width=1, faint=True), line(f"median of {window}", step, smooth, "entropy", width=2.5, label="removed", marks=len(step) < 3)]
+        series = [
+            line("one update", step, share, "entropy", width=1, faint=True),
+            line(f"median of {window}", step, smooth, "entropy", width=2.5, label="removed", marks=len(step) < 3),
+        ]
         charts[f"removed-{at}"] = lines(series, x="update", y="predicted change removed, %", unit="percent", zero=False, rule=0.0)
         cut = f"{int((np.abs(removed[kept]) > SPREAD).sum())} updates beyond ±{SPREAD:.0%} cut off." if (np.abs(removed[kept]) > SPREAD).any() else None
         provenance = f"S − N: {run.provenance('tokens.S')}; all trained tokens of the update"
