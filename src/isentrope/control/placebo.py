@@ -27,9 +27,18 @@ from torch import Tensor
 
 from isentrope.control.objectives import Bounds, Objective
 from isentrope.control.stages import (
-    Clip, ExtraRequest, Intervention, Penalty, Regularise, RowEdit, Survey, TokenWeight, Weight, stages_of,
+    Clip,
+    ExtraRequest,
+    Intervention,
+    Penalty,
+    Regularise,
+    RowEdit,
+    Survey,
+    TokenWeight,
+    Weight,
+    stages_of,
 )  # fmt: skip
-from isentrope.control.step import Need, Progress, RowRng, Rollouts, State, Stats, Step
+from isentrope.control.step import Need, Progress, Rollouts, RowRng, State, Stats, Step
 
 _STREAM = 104_729  # streams of the placebos' own draws start here
 _MARK = "placebo/"  # what the placebo adds to its inner link's Stats

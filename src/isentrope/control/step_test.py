@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import policy_loss
-from isentrope.control.step import Need, Normaliser, Progress, RowRng, Rollouts, Stats, Step, concatenate, join_steps, micro_batches, pad_width
+from isentrope.control.step import Need, Normaliser, Progress, Rollouts, RowRng, Stats, Step, concatenate, join_steps, micro_batches, pad_width
 from isentrope.measure.tokens import Entropy
 
 ids = st.lists(st.integers(0, 2**42), min_size=1, max_size=20, unique=True)
@@ -49,7 +49,9 @@ def test_uniform_in_the_unit_interval_by_chi_square_over_rows_positions_steps_an
     rows = torch.arange(4000)
     for rng, width in ((RowRng(), 25), (RowRng(1, -7), 25), (RowRng(0, 3).child(2), 25), (RowRng(2**40), 1)):
         drawn = rng.uniform(rows, width)
-        assert drawn.dtype == torch.float64 and drawn.min() >= 0 and drawn.max() < 1
+        assert drawn.dtype == torch.float64
+        assert drawn.min() >= 0
+        assert drawn.max() < 1
         counts = torch.histc(drawn, bins=50, min=0, max=1)
         expected = drawn.numel() / 50
         chi = ((counts - expected) ** 2 / expected).sum()  # 49 degrees of freedom: mean 49, standard deviation 9.9
@@ -117,7 +119,8 @@ def test_lengths_and_token_advantages_count_trained_tokens_only():
 def test_take_takes_every_field_in_the_order_given(order):
     rolled = rollouts(signals={"old.entropy": torch.arange(20.0).reshape(4, 5)}, turn=torch.arange(20).reshape(4, 5))
     taken = rolled.take(torch.tensor(order))
-    assert taken.row_id.tolist() == list(order) and taken.reward.tolist() == list(order)
+    assert taken.row_id.tolist() == list(order)
+    assert taken.reward.tolist() == list(order)
     assert taken.text == tuple(f"row {i}" for i in order)
     assert taken.signals["old.entropy"][:, 0].tolist() == [5.0 * i for i in order]
     assert taken.turn[:, 0].tolist() == [5 * i for i in order]
@@ -127,9 +130,11 @@ def test_take_takes_every_field_in_the_order_given(order):
 def test_concatenate_pads_on_the_right_and_undoes_what_take_cut():
     narrow, wide = rollouts(2, 3), rollouts(3, 5, start=2)
     joined = concatenate([narrow, wide])
-    assert joined.row_id.tolist() == [0, 1, 2, 3, 4] and joined.trained_mask.shape == (5, 5)
+    assert joined.row_id.tolist() == [0, 1, 2, 3, 4]
+    assert joined.trained_mask.shape == (5, 5)
     assert torch.equal(joined.lengths, torch.cat([narrow.lengths, wide.lengths]))
-    assert torch.equal(joined.trained_mask[:2], pad_width(narrow.trained_mask, 5)) and not joined.trained_mask[:2, 3:].any()
+    assert torch.equal(joined.trained_mask[:2], pad_width(narrow.trained_mask, 5))
+    assert not joined.trained_mask[:2, 3:].any()
     assert joined.text == (*narrow.text, *wide.text)
     assert torch.equal(joined.take(torch.arange(2, 5)).trained_mask, wide.trained_mask)
     assert concatenate([wide]) is wide
@@ -139,7 +144,8 @@ def test_concatenate_keeps_what_all_parts_have_and_makes_advantages_alike():
     one = rollouts(2, 3, advantage=torch.tensor([[1.0], [2.0]]), signals={"old.entropy": torch.ones(2, 3), "old.S": torch.ones(2, 3)})
     two = rollouts(2, 4, start=2, advantage=torch.arange(8.0).reshape(2, 4), signals={"old.entropy": torch.ones(2, 4)}, turn=torch.zeros(2, 4).long())
     joined = concatenate([one, two])
-    assert set(joined.signals) == {"old.entropy"} and joined.turn is None
+    assert set(joined.signals) == {"old.entropy"}
+    assert joined.turn is None
     assert joined.advantage.tolist() == [[1, 1, 1, 1], [2, 2, 2, 2], [0, 1, 2, 3], [4, 5, 6, 7]]
     per_row = concatenate([one, replace(two, advantage=torch.zeros(2, 1))])
     assert per_row.advantage.shape == (4, 1)
@@ -162,7 +168,8 @@ def test_a_signal_that_is_not_there_is_named_with_what_is():
 def test_old_log_probs_are_the_current_ones_without_gradient_where_the_trainer_has_none():
     step = step_of(rollouts())
     step = replace(step, log_probs=step.log_probs.requires_grad_(True), rollouts=replace(step.rollouts, old_log_probs=None))
-    assert torch.equal(step.old_log_probs, step.log_probs) and not step.old_log_probs.requires_grad
+    assert torch.equal(step.old_log_probs, step.log_probs)
+    assert not step.old_log_probs.requires_grad
 
 
 def test_detached_carries_no_gradient():
@@ -176,10 +183,14 @@ def test_detached_carries_no_gradient():
 def test_micro_batches_joined_are_the_step(size):
     step = step_of(rollouts(6, 4))
     joined = join_steps(list(micro_batches(step, size)))
-    assert torch.equal(joined.log_probs, step.log_probs) and torch.equal(joined.mask, step.mask)
+    assert torch.equal(joined.log_probs, step.log_probs)
+    assert torch.equal(joined.mask, step.mask)
     assert torch.equal(joined.signals["current.entropy"], step.signals["current.entropy"])
-    assert torch.equal(joined.rollouts.row_id, step.rollouts.row_id) and torch.equal(joined.old_log_probs, step.old_log_probs)
-    assert joined.normaliser.rows == 6 and joined.normaliser.accumulation == 1 and joined.normaliser.token_divisor is None
+    assert torch.equal(joined.rollouts.row_id, step.rollouts.row_id)
+    assert torch.equal(joined.old_log_probs, step.old_log_probs)
+    assert joined.normaliser.rows == 6
+    assert joined.normaliser.accumulation == 1
+    assert joined.normaliser.token_divisor is None
 
 
 def test_a_joined_view_on_policy_holds_each_slices_own_log_probs_as_old():
@@ -191,7 +202,8 @@ def test_a_joined_view_on_policy_holds_each_slices_own_log_probs_as_old():
 def test_slices_of_unequal_width_join_to_the_widest():
     parts = [step_of(rollouts(2, 3)), step_of(rollouts(2, 5, start=2))]
     joined = join_steps(parts)
-    assert joined.log_probs.shape == (4, 5) and not joined.mask[:2, 3:].any()
+    assert joined.log_probs.shape == (4, 5)
+    assert not joined.mask[:2, 3:].any()
     assert torch.equal(joined.log_probs[:2, :3], parts[0].log_probs)
 
 

@@ -139,17 +139,16 @@ def bite(intervention: Intervention, *, seed: int = 0, steps: int = 20) -> list[
     Raises SkipTest naming the extra if trl is not installed.
     """
     try:
-        from isentrope.config import preset
+        from isentrope.config import load
         from isentrope.train import models, tasks
         from isentrope.train.run import trainer_arguments
         from isentrope.train.trl import IsentropeTrainer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"check_bites trains the embedded model inside TRL and needs it: pip install 'isentrope[trl]' ({error.name}).") from error
-    config = preset("control-check")
     recorder = BiteRecorder(intervention.name)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = config.model_copy(update={"seed": seed, "trl": {**config.trl, "max_steps": steps, "save_strategy": "no"}})
+        config = load(preset="control-check", seed=seed, sets=[f"trl.max_steps={steps}", "trl.save_strategy=no"])
         loaded = models.load(config.model.name, dtype=config.model.dtype)
         task = tasks.build(config.task, chat=loaded.chat)
         trainer = IsentropeTrainer(

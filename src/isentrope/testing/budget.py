@@ -7,7 +7,17 @@ from torch import Tensor
 
 from isentrope.control.placebo import differentiable
 from isentrope.control.stages import (
-    Advantage, Clip, Extra, Filter, Intervention, Regularise, Reward, Rows, Sample, Survey, Weight,
+    Advantage,
+    Clip,
+    Extra,
+    Filter,
+    Intervention,
+    Regularise,
+    Reward,
+    Rows,
+    Sample,
+    Survey,
+    Weight,
 )  # fmt: skip
 from isentrope.control.step import State, Step
 from isentrope.testing.world import RNG, World

@@ -182,7 +182,7 @@ class DropEqual(Intervention):
 
     name = "drop-equal"
     source = _SOURCE
-    spread: float = 1.05
+    spread: float = 0.98
     rounds: int = 0
 
     def neutral(self):

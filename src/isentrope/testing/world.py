@@ -14,9 +14,23 @@ from torch import Tensor
 
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import (
-    Advantage, Chain, ChainStats, Extra, ExtraRequest, Filter, Intervention, Reward, RowEdit, Rows, Sample, advance, chain, policy_loss, survey,
+    Advantage,
+    Chain,
+    ChainStats,
+    Extra,
+    ExtraRequest,
+    Filter,
+    Intervention,
+    Reward,
+    RowEdit,
+    Rows,
+    Sample,
+    advance,
+    chain,
+    policy_loss,
+    survey,
 )  # fmt: skip
-from isentrope.control.step import ORIGINS, Need, Normaliser, Progress, RowRng, Rollouts, State, Step, concatenate, join_steps, micro_batches, pad_width
+from isentrope.control.step import ORIGINS, Need, Normaliser, Progress, Rollouts, RowRng, State, Step, concatenate, join_steps, micro_batches, pad_width
 from isentrope.measure.tokens import LogProb, Signal, token_signals_from_logits
 
 RNG = RowRng(seed=11, step=4)
@@ -117,7 +131,8 @@ def world(seed: int = 0, *, groups: int = 4, samples: int = 4, width: int = 12, 
     Row and group ids are arbitrary, as in the middle of a run. float64.
     """
     generator = torch.Generator().manual_seed(seed)
-    return replace(_responses(generator, groups, samples, width, vocab, temperature=1.0, drift=0.3), seed=seed)
+    found = _responses(generator, groups, samples, width, vocab, temperature=1.0, drift=0.3)
+    return replace(found, seed=seed, rollouts=replace(found.rollouts, row_id=found.rollouts.row_id + 1000 * seed))
 
 
 def _responses(generator: torch.Generator, groups: int, samples: int, width: int, vocab: int, temperature: float, drift: float) -> World:
@@ -295,8 +310,7 @@ def _shares(step: Step, ranks: int) -> list[Step]:
     normaliser = replace(step.normaliser, token_divisor=step.mask.sum().clamp(min=1) / ranks, rows=rows, world_size=ranks)
     if ranks == 1:
         return [step]
-    cut = [replace(part, normaliser=normaliser) for part in micro_batches(step, rows // ranks)]
-    return cut
+    return [replace(part, normaliser=normaliser) for part in micro_batches(step, rows // ranks)]
 
 
 def _touched(masks: Iterable[Bool[Tensor, "response token"]], mask: Bool[Tensor, "response token"]) -> Bool[Tensor, "response token"]:
