@@ -380,6 +380,7 @@ function draw(id) {
 }
 
 async function drawAll() {
+  root.dataset.ready = "no";
   for (const id of Object.keys(charts)) {
     await draw(id);
     await new Promise(done => setTimeout(done));  // the page stays alive between two pictures
