@@ -94,6 +94,15 @@ class MaxProb(Signal):
 
 
 @dataclass(frozen=True)
+class MeanLogit(Signal):
+    """Mean of the logits over the vocabulary, after scale, softcap and temperature: drift that the softmax does not see."""
+
+    @property
+    def key(self) -> str:
+        return "mean_logit"
+
+
+@dataclass(frozen=True)
 class Varentropy(Signal):
     """Variance of -ln p under p, nats^2."""
 
@@ -206,6 +215,7 @@ def token_signals_from_logits(
         "N": lambda: (p * p * (safe + entropy.unsqueeze(-1))).sum(-1),
         "p": lambda: at_target,
         "max_p": lambda: p.amax(-1),
+        "mean_logit": lambda: z.mean(-1),
         "varentropy": lambda: (p * (safe + entropy.unsqueeze(-1)) ** 2).sum(-1),
     }
     found = {}
@@ -256,7 +266,7 @@ def _tiles(rows: int, vocab: int) -> tuple[int, int]:
     return max(32, min(rows, (1 << 20) // columns)) if rows else 1, columns
 
 
-_STREAMED = ("log_prob", "entropy", "sum_p2", "S", "N", "p", "max_p", "varentropy")
+_STREAMED = ("log_prob", "entropy", "sum_p2", "S", "N", "p", "max_p", "mean_logit", "varentropy")
 
 
 class _Streamed(torch.autograd.Function):
@@ -332,13 +342,15 @@ def _sums(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, head
     """Online sums over the vocabulary, of e = exp(z - m) and y = z - m with the running maximum m."""
     rows, vocab = hidden.shape[0], weight.shape[0]
     m = torch.full((rows,), -math.inf, dtype=dtype, device=hidden.device)
-    sums = {name: torch.zeros(rows, dtype=dtype, device=hidden.device) for name in ("e", "ey", "eyy", "ee", "eey", "z")}
+    sums = {name: torch.zeros(rows, dtype=dtype, device=hidden.device) for name in ("e", "ey", "eyy", "ee", "eey", "z", "mean_logit")}
     for left in range(0, vocab, width):
         right = min(left + width, vocab)
         z, _ = head.logits(hidden, weight[left:right], None if bias is None else bias[left:right])
         here = (ids >= left) & (ids < right)
         at = here.nonzero().squeeze(1)
         sums["z"][at] = z[at, ids[at] - left]
+        if "mean_logit" in need:
+            sums["mean_logit"] += z.sum(-1) / vocab
         higher = torch.maximum(m, z.amax(-1))
         shift = torch.where(higher == -math.inf, 0.0, m - higher)  # what the old sums are multiplied by, as a logarithm
         _rescale(sums, shift)
@@ -382,6 +394,7 @@ def _finish(sums: dict[str, Tensor], need: set[str]) -> dict[str, Tensor]:
     p = log_prob.exp()
     found |= {"log_prob": log_prob, "p": p, "max_p": 1 / total}
     found["S"] = p * (log_prob.clamp(min=-1e4) + found["entropy"])
+    found["mean_logit"] = sums["mean_logit"]
     if "N" in need:  # sum p^2 (ln p + H), ln p = y - ln total
         found["N"] = (sums["eey"] / total**2 + (found["entropy"] - log_total) * found["sum_p2"]).clamp(min=0.0)
     if "varentropy" in need:
