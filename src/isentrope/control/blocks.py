@@ -1,10 +1,12 @@
-"""What the papers share: quantiles over counted values, an order that no shuffling changes, and the wording of wrong parameters."""
+"""What the papers share: quantiles over counted values, an order that no shuffling changes, what a step and a state hold, and the
+wording of wrong parameters."""
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from isentrope.control.step import RowRng
+from isentrope.control.step import RowRng, State, Step
+from isentrope.control.surrogates import Bounds
 
 
 def quantile(value: Float[Tensor, "*batch item"], mask: Bool[Tensor, "*batch item"], level: float) -> Float[Tensor, "*batch"]:
@@ -60,6 +62,30 @@ def largest(
     if int(tied.sum()) == left:
         return above | tied
     return above | choose(tied, left, rng.uniform(row_id, among.shape[1]))
+
+
+# --- what a link is given
+
+
+def ratio_and_bounds(step: Step) -> tuple[Float[Tensor, "response #token"], Bounds]:
+    """The ratio and the clip window of a step, which `policy_loss` and `survey` fill before a link sees it.
+
+    Raises ValueError for a step that went through neither.
+    """
+    if step.ratio is None or step.bounds is None:
+        raise ValueError("this step has no ratio and bounds yet: hand it to policy_loss or survey, or fill both with the objective's.")
+    return step.ratio, step.bounds
+
+
+def number(state: State, name: str) -> float:
+    """The number `name` of a state.
+
+    Raises ValueError where the state holds none under it.
+    """
+    value = state[name]
+    if value is None or isinstance(value, str):
+        raise ValueError(f"state[{name!r}] must be a number. Got {value!r}.")
+    return float(value)
 
 
 # --- parameters

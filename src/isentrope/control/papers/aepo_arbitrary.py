@@ -29,10 +29,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from isentrope.control.advantages import group_advantages
-from isentrope.control.blocks import check_at_least, check_fraction, check_one_of
+from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, number
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import ExtraRequest, Intervention, RowEdit
-from isentrope.control.step import ORIGINS, Need, Progress, RowRng, Rollouts, State, Stats, Step
+from isentrope.control.step import ORIGINS, Need, Progress, Rollouts, RowRng, State, Stats, Step
 from isentrope.control.surrogates import Bounds, clip_fractions, masked_mean
 from isentrope.measure.tokens import Entropy
 
@@ -109,7 +109,8 @@ def dcpo_advantage(
 ) -> Float[Tensor, "response token"]:
     """(1 - alpha) A + alpha [correct] exp(log p_T - log p_1), alpha = a / (1 + a), a = min(|target - entropy|, cap) / share correct.
 
-    Both log-probs are the old policy's, at T (1.2 where entropy <= target, else 0.8) and at 1. No correct response: unchanged (NaN as released).
+    Both log-probs are the old policy's, at T (1.2 where entropy <= target, else 0.8) and at 1. Without a correct response unchanged (NaN
+    as released).
     """
     share = correct.double().mean().item()
     if share == 0:
@@ -142,7 +143,9 @@ class AepoArbitrary(Intervention):
         check_fraction("AepoArbitrary", "groups", self.groups)
         check_one_of("AepoArbitrary", "variant", self.variant, ("fixed", "code"), 'The default is "fixed".')
         if not 0 < self.cold <= self.hot:
-            raise ValueError(f"AepoArbitrary: temperatures must satisfy 0 < cold <= hot. Got cold={self.cold}, hot={self.hot}. The code takes 0.8 and 1.2.")
+            raise ValueError(
+                f"AepoArbitrary: temperatures must satisfy 0 < cold <= hot. Got cold={self.cold}, hot={self.hot}. The code takes 0.8 and 1.2."
+            )
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -164,7 +167,7 @@ class AepoArbitrary(Intervention):
             return None
         known = torch.unique(rollouts.group)
         chosen = known[: max(1, int(self.groups * len(known)))]
-        hot = state["entropy"] <= self.target
+        hot = number(state, "entropy") <= self.target
         return ExtraRequest(chosen, samples=max(1, len(rollouts) // len(known)), temperature=self.hot if hot else self.cold)
 
     def rows(self, rollouts: Rollouts, extra: Rollouts | None, state: State, rng: RowRng) -> RowEdit:
@@ -174,8 +177,9 @@ class AepoArbitrary(Intervention):
             return RowEdit(none, none, advantage.new_zeros(0))
         order = torch.argsort(extra.row_id)
         found = replacements(
-            extra.reward[order], extra.group[order], entropy=state["entropy"], target=self.target, most=self.replaced, threshold=self.threshold
-        )
+            extra.reward[order], extra.group[order], entropy=number(state, "entropy"), target=self.target, most=self.replaced,
+            threshold=self.threshold,
+        )  # fmt: skip
         target = torch.argsort(rollouts.row_id)[: found.count]
         return RowEdit(target, order[found.kept[: len(target)]], advantage.new_ones(len(target)))
 

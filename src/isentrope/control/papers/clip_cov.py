@@ -30,7 +30,17 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, check_scope, choose, in_row_order, largest
+from isentrope.control.blocks import (
+    check_at_least,
+    check_fraction,
+    check_one_of,
+    check_scope,
+    choose,
+    in_row_order,
+    largest,
+    number,
+    ratio_and_bounds,
+)  # fmt: skip
 from isentrope.control.objectives import Bounds, Objective
 from isentrope.control.stages import Intervention, Penalty, TokenWeight
 from isentrope.control.step import Progress, RowRng, Scope, State, Stats, Step
@@ -116,7 +126,8 @@ class ClipCov(Intervention):
     def survey(self, view: Step, state: State, rng: RowRng) -> Stats:
         row_id, mask = view.rollouts.row_id, view.mask
         found = covariance(view.log_probs, view.advantage, mask, row_id)
-        allowed = mask & ~ppo_clipped(view.ratio, view.advantage, view.bounds)
+        ratio, bounds = ratio_and_bounds(view)
+        allowed = mask & ~ppo_clipped(ratio, view.advantage, bounds)
         candidates = clip_cov_candidates(found, allowed, self.low, self.high, self.variant)
         chosen = choose(candidates, quota(self.ratio, int(mask.sum()), self.variant), rng.uniform(row_id, mask.shape[1]))
         wrong = (chosen & (view.advantage < 0)).sum() / chosen.sum().clamp(min=1)
@@ -166,7 +177,7 @@ class KLCov(Intervention):
         found = covariance(view.log_probs, view.advantage, mask, row_id)
         count = quota(self.ratio, int(mask.sum()), self.variant)
         chosen = largest(found, mask, count, row_id, rng)
-        moved = ((view.ratio != 1) & mask).any()
+        moved = ((ratio_and_bounds(view)[0] != 1) & mask).any()
         return Stats(row_id, {"chosen": chosen.sum(), "on_policy": mask.any() & ~moved}, {"chosen": chosen})
 
     def clip(self, step: Step, stats: Stats | None, state: State) -> Bounds:
@@ -183,7 +194,7 @@ class KLCov(Intervention):
         """Warns once, when a second update in a row had no ratio other than 1."""
         if stats is None:
             return state
-        count = state["on_policy"] + 1 if bool(stats.scalars["on_policy"]) else 0
+        count = int(number(state, "on_policy")) + 1 if bool(stats.scalars["on_policy"]) else 0
         if count == 2 and self.beta > 0:
             warnings.warn(
                 "KLCov: every ratio was 1 in two updates in a row, where |log-ratio| has no gradient, so kl-cov does nothing. It needs "

@@ -30,10 +30,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from isentrope.control.advantages import group_advantages
-from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, check_scope, in_row_order
+from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, check_scope, in_row_order, number, ratio_and_bounds
 from isentrope.control.objectives import Bounds, Objective
 from isentrope.control.stages import Intervention, TokenWeight
-from isentrope.control.step import Need, Progress, RowRng, Rollouts, Scope, State, Stats, Step
+from isentrope.control.step import Need, Progress, Rollouts, RowRng, Scope, State, Stats, Step
 from isentrope.measure.tokens import Entropy
 
 _ENTROPY = Need(Entropy())
@@ -148,7 +148,7 @@ def group_advantage(
 
 @dataclass(frozen=True)
 class Hapo(Intervention):
-    """Temperature, advantage, clip and weight from one entropy signal. `tau`, `alpha`, `beta` 0 and `token_average` False switch the four off.
+    """Temperature, advantage, clip and weight from one entropy signal. tau, alpha, beta = 0 and token_average=False switch them off.
 
     beta is at most 1: the factor 1 + beta h would otherwise turn negative for certain tokens, reversing their advantage.
     """
@@ -169,7 +169,9 @@ class Hapo(Intervention):
         for parameter in ("pivot", "beta"):
             check_fraction("Hapo", parameter, self.__dict__[parameter])
         if not 0 <= self.tau < 1:
-            raise ValueError(f"Hapo: tau must be in [0, 1), or a temperature T_0 (1 + tau h) could reach 0. Got {self.tau}. The paper takes 0.05.")
+            raise ValueError(
+                f"Hapo: tau must be in [0, 1), or a temperature T_0 (1 + tau h) could reach 0. Got {self.tau}. The paper takes 0.05."
+            )
         check_at_least("Hapo", "alpha", self.alpha, 0, "0 keeps the objective's own clip window.")
         check_scope("Hapo", self.scope)
         check_one_of("Hapo", "variant", self.variant, ("fixed", "code"), 'The default is "fixed".')
@@ -196,7 +198,7 @@ class Hapo(Intervention):
     def temperature(self, logits: Float[Tensor, "response vocab"], base: float, state: State) -> Float[Tensor, " response"]:
         if self.tau == 0 or state["sigma"] is None:
             return torch.full(logits.shape[:1], base, dtype=logits.dtype, device=logits.device)
-        return adaptive_temperature(logits, base, self.tau, **{name: state[name] for name in _STATISTICS})
+        return adaptive_temperature(logits, base, self.tau, **{name: number(state, name) for name in _STATISTICS})
 
     def advantage(self, rollouts: Rollouts, state: State) -> Float[Tensor, "response #token"]:
         if not self.token_average:
@@ -209,26 +211,32 @@ class Hapo(Intervention):
         return Stats(view.rollouts.row_id, scalars, {"h": torch.where(view.mask, found.h, 0.0)})
 
     def clip(self, step: Step, stats: Stats, state: State) -> Bounds:
+        _, bounds = ratio_and_bounds(step)
         if self.alpha == 0:
-            return step.bounds
-        low, high = clip_widths(self._h(step, stats), *self._widths(step), self.alpha)
-        return replace(step.bounds, low=1 - low, high=1 + high)
+            return bounds
+        low, high = clip_widths(_h(step, stats), *_widths(bounds), self.alpha)
+        return replace(bounds, low=1 - low, high=1 + high)
 
     def weight(self, step: Step, stats: Stats, state: State) -> TokenWeight:
         if self.beta == 0:
             return TokenWeight()
-        return TokenWeight(value=redistribution(self._h(step, stats), step.ratio, *self._widths(step), self.beta))
+        ratio, bounds = ratio_and_bounds(step)
+        return TokenWeight(value=redistribution(_h(step, stats), ratio, *_widths(bounds), self.beta))
 
     def update(self, state: State, stats: Stats | None, progress: Progress) -> State:
         if stats is None or int(stats.scalars["valid"]) == 0:
             return state
         return {name: float(stats.scalars[name]) for name in _STATISTICS}
 
-    def _h(self, step: Step, stats: Stats) -> Float[Tensor, "response token"]:
-        return stats.token("h", step).to(torch.promote_types(step.log_probs.dtype, torch.float32))
 
-    def _widths(self, step: Step) -> tuple[float | Tensor, float | Tensor]:
-        low, high = step.bounds.low, step.bounds.high
-        if low is None or high is None:
-            raise ValueError(f"Hapo: widths and neutral zone follow the clip window of the ratio, so the objective needs one on both sides. Got low={low}, high={high}. Use loss_type grpo, bnpo, dr_grpo or dapo.")
-        return 1 - low, high - 1
+def _h(step: Step, stats: Stats) -> Float[Tensor, "response token"]:
+    return stats.token("h", step).to(torch.promote_types(step.log_probs.dtype, torch.float32))
+
+
+def _widths(bounds: Bounds) -> tuple[float | Tensor, float | Tensor]:
+    if bounds.low is None or bounds.high is None:
+        raise ValueError(
+            "Hapo: widths and neutral zone follow the clip window of the ratio, so the objective needs one on both sides. "
+            f"Got low={bounds.low}, high={bounds.high}. Use loss_type grpo, bnpo, dr_grpo or dapo."
+        )
+    return 1 - bounds.low, bounds.high - 1

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, quantile
+from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, number, quantile
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import Intervention, Penalty
 from isentrope.control.step import Need, Progress, RowRng, State, Stats, Step
@@ -75,7 +75,7 @@ class Siren(Intervention):
 
     name = "siren"
     slug = "siren"
-    source = "Rethinking Entropy Regularization in Large Reasoning Models, arXiv 2509.25133, Eq. 9; Linn3a/siren dp_actor.py, ray_trainer.py"
+    source = "Rethinking Entropy Regularization in Large Reasoning Models, arXiv 2509.25133; Linn3a/siren dp_actor.py, ray_trainer.py"
     replaces = frozenset({"entropy_coef", "use_adaptive_entropy"})
 
     beta: float = 0.005
@@ -136,8 +136,9 @@ class Siren(Intervention):
             return Penalty(total=-self.beta * part, touched=peak)
         if state["anchor"] is None:
             return Penalty()
-        value = anchored_penalty(h_sel, state["anchor"], self.beta) * (len(peak) / stats.scalars["responses"])
-        slope = 2 * self.beta * (h_sel - state["anchor"])
+        anchor = number(state, "anchor")
+        value = anchored_penalty(h_sel, anchor, self.beta) * (len(peak) / stats.scalars["responses"])
+        slope = 2 * self.beta * (h_sel - anchor)
         return Penalty(total=value + slope * (part - part.detach()), touched=peak)
 
     def update(self, state: State, stats: Stats | None, progress: Progress) -> State:
