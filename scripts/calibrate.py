@@ -36,6 +36,7 @@ class Evaluate(TrainerCallback):
             prompts,
         )
         self.rows: list[dict[str, float]] = []
+        self.clipped: list[float] = []  # share of tokens outside the clip range, per update
         self.begun, self.evaluating = time.perf_counter(), 0.0
 
     def now(self, step: int) -> None:
@@ -65,6 +66,8 @@ class Evaluate(TrainerCallback):
             self.now(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if "clip_ratio/region_mean" in (logs or {}):
+            self.clipped.append(float(logs["clip_ratio/region_mean"]))
         if "clip_ratio/region_mean" in (logs or {}) and state.global_step % 10 == 0:
             keys = ("reward", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "grad_norm", "step_time")
             print("    ", state.global_step, {key: round(float(logs[key]), 4) for key in keys if key in logs}, flush=True)
@@ -93,6 +96,9 @@ def run(seed: int, model_name: str, task: Task, trl: dict, every: int, evaluatio
         trainer.train()
         if not every or config.max_steps % every:
             watch.now(config.max_steps)
+        touched = sum(share > 0 for share in watch.clipped)
+        mean = sum(watch.clipped) / len(watch.clipped)
+        print(f"  clipped tokens: mean share {mean:.4f}, largest {max(watch.clipped):.4f}, in {touched} of {len(watch.clipped)} updates")
     return watch
 
 
