@@ -2,15 +2,16 @@
 
     load(preset="demo", sets=["trl.max_steps=12", "control=[clip-cov, {name: siren, beta: 0.01}]"])
 
-Later sources win: defaults, preset, file, `--set`. An unknown key anywhere names the nearest known one.
+Later sources win: defaults, preset, file, `--set`. An unknown key anywhere names the nearest known one. What only TRL or the
+interventions can judge (`trl`, `objective`, `control`) is judged by `isentrope.train.check.check`.
 """
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -33,6 +34,11 @@ class ModelSection(Section):
     )
     peft: dict[str, Any] | None = Field(None, description="fields of peft's LoraConfig; none: all weights train")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
 
 class TaskSection(Section):
     """What is asked and who judges: a preset by `name`, a dataset of `reasoning_gym`, or a `jsonl` file with a `reward`."""
@@ -52,6 +58,7 @@ class TaskSection(Section):
     exact: bool | None = Field(None, description="partial credit counts as 0")
     validation_share: float | None = Field(None, gt=0, lt=1, description="share of the prompts held out")
     validation_size: int | None = Field(None, gt=0, description="at most this many held-out prompts")
+    correct_at: float | None = Field(None, description="summed reward from which a completion counts as correct (jsonl; 1.0)")
     timeout: float | None = Field(None, gt=0, description="seconds that one call of a reward function may take")
 
     @model_validator(mode="before")
@@ -87,7 +94,13 @@ class ReportSection(Section):
 def _links(given: Any) -> Any:
     if isinstance(given, str | Mapping):
         given = [given]
-    return [{"name": item} if isinstance(item, str) else item for item in given] if isinstance(given, Sequence) else given
+    if not isinstance(given, Sequence):
+        return given
+    links = [{"name": item} if isinstance(item, str) else item for item in given]
+    for item in links:
+        if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+            raise ValueError(f"an item is a name or {{name: ..., parameter: ...}}, for example {{name: clip-cov, ratio: 0.001}}; found {item!r}")
+    return links
 
 
 class Config(Section):
@@ -108,8 +121,17 @@ class Config(Section):
     report: ReportSection = ReportSection()
 
 
-RESERVED = {"output_dir": "out", "seed": "seed", "logging_dir": "out", "resume_from_checkpoint": "--resume"}
+RESERVED = {
+    "output_dir": "out", "logging_dir": "out", "seed": "seed", "resume_from_checkpoint": "`isentrope train --resume DIR`",
+    "eval_strategy": "evaluate.every", "eval_steps": "evaluate.every", "do_eval": "evaluate.every",
+}  # fmt: skip
 """Fields of GRPOConfig that a run sets itself, and what to use instead."""
+
+BY_NAME = ("model", "task")
+"""Sections that may be a single name."""
+
+FREE = ("objective", "trl")
+"""Sections whose keys belong to somebody else; `isentrope.train.check` knows them."""
 
 
 def load(
@@ -129,11 +151,13 @@ def load(
         _merge(merged, {**read_preset(preset), "preset": preset})
     if file is not None:
         given = _read(Path(file))
-        if "preset" in given and preset is None:
+        if given.get("preset") is not None and preset is None:
             _merge(merged, read_preset(str(given["preset"])))
         _merge(merged, given)
+    flags: dict[str, Any] = {}
     for item in sets:
-        _set(merged, item)
+        _set(flags, item)
+    _merge(merged, flags)
     if seed is not None:
         merged["seed"] = seed
     if out is not None:
@@ -146,31 +170,18 @@ def validate(given: Mapping[str, Any]) -> Config:
 
     Raises UserError in one sentence per fault.
     """
+    given = {key: value for key, value in _normal(given).items() if value is not None}
     _known(given, Config, "")
     if isinstance(given.get("task"), Mapping) and not _source(given["task"]):
         given = {**given, "task": {"name": "sums", **given["task"]}}
     try:
-        config = Config.model_validate(dict(given))
+        config = Config.model_validate(given)
     except ValidationError as error:
-        faults = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}. Got {item['input']!r}." for item in error.errors()]
-        raise UserError("configuration: " + " ".join(faults)) from error
+        raise UserError("configuration: " + " ".join(_fault(item) for item in error.errors())) from error
     for key in config.trl:
         if key in RESERVED:
             raise UserError(f"trl.{key} belongs to the run; use {RESERVED[key]} instead.")
     return config
-
-
-def check_trl(config: Config) -> None:
-    """Checks `trl` against the fields of the installed GRPOConfig (imports TRL).
-
-    Raises UserError naming the nearest field.
-    """
-    from trl import GRPOConfig
-
-    fields = [name for name, field in GRPOConfig.__dataclass_fields__.items() if field.init]
-    for key in config.trl:
-        if key not in fields:
-            raise UserError(f"unknown key trl.{key}.{_nearest(key, fields)} trl takes the fields of TRL's GRPOConfig.")
 
 
 def presets() -> list[str]:
@@ -184,16 +195,41 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises UserError naming the nearest preset.
     """
     if name not in presets():
-        raise UserError(f"unknown preset {name!r}.{_nearest(name, presets())} Presets: {', '.join(presets())}.")
+        nearest = difflib.get_close_matches(name, presets(), n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown preset {name!r}. Did you mean {nearest!r}? Presets: {', '.join(presets())}.")
     return parse_yaml(files("isentrope").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def differences(before: Config, after: Config) -> list[str]:
-    """`key: old -> new` for every value that differs, `out` aside."""
+    """`key: old -> new` for every value that differs; where a run lies and how its values were given aside."""
     left, right = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
-    return [
-        f"{key}: {left.get(key)!r} -> {right.get(key)!r}" for key in sorted(left.keys() | right.keys()) if key != "out" and left.get(key) != right.get(key)
-    ]
+    keys = sorted((left.keys() | right.keys()) - {"out", "preset"})
+    return [f"{key}: {left.get(key)!r} -> {right.get(key)!r}" for key in keys if left.get(key) != right.get(key)]
+
+
+def unknown_key(path: str, known: Mapping[str, Iterable[str]], hint: str = "") -> UserError:
+    """The error for an unknown key `path`, naming the nearest of `known` (section -> keys; "" is the top level).
+
+    A key that stands in another section wins, then one of the same section that looks alike, then any.
+    """
+    section, _, key = path.rpartition(".")
+    here = list(known.get(section, ()))
+    everywhere = [f"{name}.{item}" if name else item for name, items in known.items() for item in items]
+    elsewhere = [item for item in everywhere if item.rpartition(".")[2] == key]
+    alike = difflib.get_close_matches(key, here, n=1)
+    nearest = elsewhere or [f"{section}.{item}" if section else item for item in alike] or difflib.get_close_matches(path, everywhere, n=1, cutoff=0.0)
+    allowed = hint or f"{section or 'A configuration'} takes: {', '.join(here)}."
+    return UserError(f"unknown key {path}. Did you mean {nearest[0]!r}? {allowed}")
+
+
+def known_keys() -> dict[str, list[str]]:
+    """Section -> its keys, "" for the top level; without the keys of `trl` and `objective`, which belong to others."""
+    found = {"": list(Config.model_fields)}
+    for name, item in Config.model_fields.items():
+        kind = item.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found[name] = list(kind.model_fields)
+    return found
 
 
 # --- parts
@@ -211,12 +247,15 @@ def _read(file: Path) -> dict[str, Any]:
     return given
 
 
-def _merge(into: dict[str, Any], given: Mapping[str, Any]) -> None:
-    for key, value in given.items():
-        if key == "task" and _source(value):
-            into[key] = dict(value) if isinstance(value, Mapping) else value  # another source of prompts replaces the task whole
-        elif isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+def _normal(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: {"name": value} if key in BY_NAME and isinstance(value, str) else value for key, value in given.items()}
+
+
+def _merge(into: dict[str, Any], given: Mapping[str, Any], path: str = "") -> None:
+    for key, value in (given if path else _normal(given)).items():
+        replaces = not path and key == "task" and _source(value)  # another source of prompts replaces the task whole
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict) and not replaces:
+            _merge(into[key], value, f"{path}{key}.")
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
@@ -225,33 +264,36 @@ def _source(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, Mapping) and bool({"name", "reasoning_gym", "jsonl"} & value.keys()))
 
 
-def _set(merged: dict[str, Any], item: str) -> None:
+def _set(flags: dict[str, Any], item: str) -> None:
     path, equals, text = item.partition("=")
-    if not equals or not path.strip():
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
         raise UserError(f"--set takes key.path=value. Got {item!r}. Example: --set trl.max_steps=12")
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {path}: the value is not YAML: {text!r} ({' '.join(str(error).split())}).") from error
-    at, keys = merged, path.strip().split(".")
-    for key in keys[:-1]:
-        below = at.get(key)
-        if isinstance(below, str):
+    at = flags
+    for depth, key in enumerate(keys[:-1]):
+        below = at.get(key, {})
+        if isinstance(below, str) and depth == 0 and key in BY_NAME:
             below = {"name": below}
-        elif below is None:
-            below = {}
         if not isinstance(below, dict):
-            raise UserError(f"--set {path}: {key} is no section.")
+            raise UserError(f"--set {path}: an earlier --set made {'.'.join(keys[: depth + 1])} a plain value ({below!r}), so it has no keys.")
         at[key] = below
         at = below
-    if isinstance(value, dict) and isinstance(at.get(keys[-1]), dict):
-        _merge(at[keys[-1]], value)
-    else:
-        at[keys[-1]] = value
+    _merge(at, {keys[-1]: value}, path)
 
 
 class _Yaml(yaml.SafeLoader):
-    """Safe YAML whose numbers include 1e-4, which YAML 1.1 reads as text."""
+    """Safe YAML whose numbers include 1e-4, which YAML 1.1 reads as text, and whose mappings hold each key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands here twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
@@ -259,22 +301,36 @@ _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:
 
 def parse_yaml(text: str) -> Any:
     """Plain data from YAML text."""
-    return yaml.load(text, Loader=_Yaml)  # noqa: S506 - a safe loader
+    return yaml.load(text, Loader=_Yaml)
 
 
 def _known(given: Mapping[str, Any], section: type[BaseModel], path: str) -> None:
     for key, value in given.items():
         if key not in section.model_fields:
-            where = f"{path}{key}"
-            raise UserError(f"unknown key {where}.{_nearest(key, section.model_fields)} {path.rstrip('.') or 'The top level'} takes: {', '.join(section.model_fields)}.")
+            raise unknown_key(f"{path}{key}", _all_keys())
         kind = section.model_fields[key].annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
             _known(value, kind, f"{path}{key}.")
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(str(word), [str(item) for item in known], n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def _all_keys() -> dict[str, list[str]]:
+    try:
+        from isentrope.train.check import all_keys
+    except ImportError:  # without TRL its options cannot be named
+        return known_keys()
+    return all_keys()
+
+
+def _fault(item: Mapping[str, Any]) -> str:
+    """One fault that pydantic found: where, what is allowed, what was given, and how to switch off."""
+    where = [str(part) for part in item["loc"]]
+    section = Config.model_fields[where[0]].annotation if where and where[0] in Config.model_fields else None
+    field = None
+    if isinstance(section, type) and issubclass(section, BaseModel) and len(where) > 1:
+        field = section.model_fields.get(where[1])
+    off = " Off is null." if field is not None and type(None) in get_args(field.annotation) and item["type"].startswith("greater_than") else ""
+    meaning = f" ({field.description})" if field is not None else ""
+    return f"{'.'.join(where)}{meaning}: {item['msg'].removeprefix('Value error, ').replace('Input should', 'must')}. Got {item['input']!r}.{off}"
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Judges a configuration against TRL, the objective and the interventions before a model is loaded.
+
+`config.load` knows our own sections. What stands under `trl`, `objective` and `control` belongs to others: the fields and types of
+TRL's GRPOConfig, the fields of `Objective`, and the registry of interventions.
+"""
+
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from trl import GRPOConfig
+
+from isentrope.config import RESERVED, Config, known_keys, unknown_key
+from isentrope.control.objectives import Objective
+from isentrope.control.registry import build
+from isentrope.control.stages import Chain
+from isentrope.errors import UserError
+
+WIDER: Mapping[str, Any] = {"scale_rewards": str | bool}
+"""Fields that accept more than their annotation says."""
+
+
+def check(config: Config) -> Config:
+    """The configuration with the values of `trl` in the types that GRPOConfig declares.
+
+    Raises UserError for an unknown field or a value of the wrong type in `trl` or `objective`, an unknown intervention or parameter, a
+    trainer option that means the same as a link of the chain, and whatever TRL itself refuses.
+    """
+    from isentrope.train.run import trainer_arguments
+    from isentrope.train.trl import objective_of
+
+    checked = config.model_copy(update={"trl": trl_options(config.trl)})
+    check_conflicts(checked.trl, chain_of(config))
+    try:
+        base = objective_of(trainer_arguments(checked, Path(config.out)))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"trl: these options do not go together: {' '.join(str(error).split())}") from error
+    check_objective(config.objective, base)
+    return checked
+
+
+def trl_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` in the types of GRPOConfig's fields.
+
+    Raises UserError naming the nearest field, or the field's type.
+    """
+    hints = typing.get_type_hints(GRPOConfig)
+    allowed = [item.name for item in fields(GRPOConfig) if item.init and item.name not in RESERVED]
+    for key in given:
+        if key not in allowed:
+            raise unknown_key(f"trl.{key}", all_keys(), "trl takes the fields of TRL's GRPOConfig.")
+    found = {}
+    for key, value in given.items():
+        kind = WIDER.get(key, hints[key])
+        try:
+            found[key] = TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            name = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise UserError(f"trl.{key} must be {name.replace(' | ', ' or ')}. Got {value!r}.") from error
+    return found
+
+
+def check_objective(given: Mapping[str, Any], base: Objective) -> None:
+    """Raises UserError for a field that Objective lacks, or a value that it refuses in place of `base`'s."""
+    for key in given:
+        if key not in [item.name for item in fields(Objective)]:
+            raise unknown_key(f"objective.{key}", all_keys())
+    try:
+        replace(base, **given)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"objective: {error}") from error
+
+
+def chain_of(config: Config) -> Chain:
+    """The chain that `control` means.
+
+    Raises UserError naming the nearest intervention or parameter.
+    """
+    try:
+        return build(config.control)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def check_conflicts(options: Mapping[str, Any], chain: Chain) -> None:
+    """Raises UserError when a trainer option means the same as a link of the chain."""
+    defaults = {item.name: item.default for item in fields(GRPOConfig) if item.default is not MISSING}
+    for key, link in zip(chain.keys, chain.links, strict=True):
+        for option in sorted(link.replaces & options.keys()):
+            if options[option] != defaults.get(option):
+                raise UserError(
+                    f"trl.{option}={options[option]!r} and the intervention {key!r} mean the same, and both would act. Keep one: drop trl.{option} "
+                    f"(its default is {defaults.get(option)!r}), or drop {key!r} from control."
+                )
+
+
+def all_keys() -> dict[str, list[str]]:
+    """Section -> its keys, with those of `trl` and `objective`."""
+    return {
+        **known_keys(),
+        "trl": [item.name for item in fields(GRPOConfig) if item.init and item.name not in RESERVED],
+        "objective": [item.name for item in fields(Objective)],
+    }
