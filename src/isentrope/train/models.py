@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -21,7 +21,6 @@ from isentrope.errors import UserError
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base-model"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-Dtype = Literal["auto", "float32", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -40,7 +39,7 @@ class LoadedModel:
     context: int
 
 
-def load(name_or_path: str | Path, *, dtype: Dtype | torch.dtype | None = None) -> LoadedModel:
+def load(name_or_path: str | Path, *, dtype: str | torch.dtype | None = None) -> LoadedModel:
     """`embedded`, `smollm2`, a local folder, or a hub name.
 
     `dtype`: None is float32; "auto" is bfloat16 where this machine multiplies it in hardware, else float32.
@@ -96,7 +95,7 @@ def bfloat16_is_fast() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _dtype(dtype: Dtype | torch.dtype | None) -> torch.dtype:
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
     if isinstance(dtype, torch.dtype):

@@ -6,6 +6,7 @@ the canonical prompt (white space collapsed) decides the side, so equal prompts 
 """
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -136,7 +137,8 @@ def build(spec: str | Mapping[str, Any] | BaseModel, *, chat: bool = False) -> T
     maker = reasoning_gym_task if "reasoning_gym" in given else jsonl_task if "jsonl" in given else None
     if maker is None:
         raise TaskError("task needs one of: name (a preset), reasoning_gym (a dataset), jsonl (a file). Got none of them.")
-    known = [*maker.__kwdefaults__, "reasoning_gym", *(("jsonl", "reward") if maker is jsonl_task else ())]
+    known = [key for key in inspect.signature(maker).parameters if key not in ("dataset", "path")]
+    known.append("reasoning_gym" if maker is reasoning_gym_task else "jsonl")
     if unknown := [key for key in given if key not in known]:
         raise TaskError(f"task: unknown field {unknown[0]!r}.{_nearest(unknown[0], known)} Allowed: {', '.join(sorted(known))}.")
     if maker is jsonl_task and "reward" not in given:
