@@ -372,7 +372,8 @@ def test_a_survey_sees_the_bounds_that_earlier_links_left():
     before = policy_loss(step, GRPO, chain(Width(0.5, 1.5), SeesBounds())).observed.weight
     after = policy_loss(step, GRPO, chain(SeesBounds(), Width(0.5, 1.5))).observed.weight
     torch.testing.assert_close(before, torch.where(step.mask, 1.5 * 1.5, 1.0).double(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(after, torch.where(step.mask, 1.5 * float(GRPO.bounds().high), 1.0).double(), rtol=1e-6, atol=0)  # weights come after all clips, surveys do not
+    expected = torch.where(step.mask, 1.5 * float(GRPO.bounds().high), 1.0).double()
+    torch.testing.assert_close(after, expected, rtol=1e-6, atol=0)  # weights come after all clips, surveys do not
 
 
 def test_scope_micro_batch_takes_its_statistics_slice_by_slice():

@@ -139,6 +139,8 @@ def bite(intervention: Intervention, *, seed: int = 0, steps: int = 20) -> list[
     Raises SkipTest naming the extra if trl is not installed.
     """
     try:
+        from transformers.trainer_callback import PrinterCallback
+
         from isentrope.config import load
         from isentrope.train import models, tasks
         from isentrope.train.run import trainer_arguments
@@ -148,12 +150,13 @@ def bite(intervention: Intervention, *, seed: int = 0, steps: int = 20) -> list[
     recorder = BiteRecorder(intervention.name)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = load(preset="control-check", seed=seed, sets=[f"trl.max_steps={steps}", "trl.save_strategy=no"])
+        config = load(preset="control-check", seed=seed, sets=[f"trl.max_steps={steps}", "trl.save_strategy='no'"])
         loaded = models.load(config.model.name, dtype=config.model.dtype)
         task = tasks.build(config.task, chat=loaded.chat)
         trainer = IsentropeTrainer(
             model=loaded.model, reward_funcs=list(task.reward_funcs), args=trainer_arguments(config, Path(folder)),
             train_dataset=task.train, processing_class=loaded.tokenizer, control=[intervention], recorder=recorder,
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return recorder.bites
