@@ -205,6 +205,16 @@ def test_hostile_text_is_shown_and_does_nothing(visit):
     for details in page.locator("summary").all():
         details.click()
     # Plotly reads some HTML in its texts: the names of tokens in its picture must be text to it, too.
+    written = page.evaluate("JSON.parse(document.getElementById('charts').textContent)['pressure-plot'].phases.flatMap(phase => phase.text)")
+    known = {text.replace(" ", "␣").replace("\n", "↵")[:14] for text in written}
+    named = set()
+    for button in page.locator('[data-switch="phase:pressure-plot"] button').all():
+        button.click()
+        page.wait_for_timeout(300)
+        named |= set(page.evaluate("[...document.querySelectorAll('#pressure-plot .annotation-text')].map(text => text.textContent)"))
+    named = {name for name in named if name[:4] not in ("S of", "S > ", "S < ", "All ")}
+    assert named <= known
+    assert any("<b>" in name for name in named)
     assert page.evaluate("document.querySelectorAll('#pressure-plot a, .plot b, .plot img, .plot script').length") == 0
     assert page.evaluate("document.querySelectorAll('main img, main script, main iframe').length") == 0
     assert "<script>window.pwned=1</script>" in page.evaluate("document.querySelector('header').innerText")

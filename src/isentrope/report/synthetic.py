@@ -30,7 +30,7 @@ HOSTILE = (
     "\x00\x07\x1b[31m\ufffd",
     "\u202egnp.exe",
     "<b>bold</b>&amp;<br>%{x}",
-    "javascript:window.pwned=1",
+    "<a href='javascript:window.pwned=1'>x</a>",
     "]]><!--",
 )
 """Texts that a model may write to harm the reader of its report."""
@@ -153,7 +153,7 @@ def _rollouts(rng: np.random.Generator, step: int, progress: float, links: Seque
         for position, slot in enumerate(_completion(rng, left, right, progress)):
             k, signals = _token(rng, slot, progress)
             answer_right &= not slot.counts or k == slot.right
-            text = HOSTILE[position % len(HOSTILE)] if hostile and position % 3 == 1 else slot.choices[k]
+            text = HOSTILE[(position // 2 + 7) % len(HOSTILE)] if hostile and position % 2 == 0 else slot.choices[k]
             rows.append(
                 {
                     "step": step,

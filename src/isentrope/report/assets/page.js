@@ -242,6 +242,7 @@ function drawPressure(element, id, spec) {
       colorbar: { thickness: 10, outlinewidth: 0, len: 0.9, x: 1.02, ticks: "", nticks: 5, title: { text: "A", side: "top", font: { size: 12 } }, tickfont: { size: 11.5 } },
     },
   };
+  if (!dots.advantage.some(value => value)) layout.annotations.push({ text: "All advantages of these tokens are 0: nothing pushed.", x: 0.5, y: 0.5, xref: "paper", yref: "paper", showarrow: false, font: { size: 13, color: role("ink") } });
   nameTokens(element, layout, dots, [-0.02 * right, right], [low, high]);
   return Plotly.react(element, [trace], layout, config).then(() => onHover(element, (event, x, y) => {
     const at = event.points[0].pointIndex;

@@ -97,11 +97,23 @@ def _box(title: str, frame: pl.DataFrame, top: float, total: float, way: str) ->
     for row in frame.iter_rows(named=True):
         bar = _bar(abs(row["sum"]) / top, way)
         rows.append(
-            [token_chip(row["text"]), bar, percent(abs(row["sum"]) / total), whole(row["count"]), short(row.get("entropy"), 2), short(row.get("advantage"), 2)]
+            [
+                token_chip(row["text"]),
+                bar,
+                percent(abs(row["sum"]) / total),
+                whole(row["count"]),
+                short(row.get("entropy"), 2),
+                short(_settled(row.get("advantage")), 2),
+            ]
         )
     return element(
         "div", element("h3", title), table(["token", "push", "share", "count", "mean H, nats", "mean A"], rows, numeric=(2, 3, 4, 5), class_="tokens")
     )
+
+
+def _settled(mean: float | None) -> float | None:
+    """A mean advantage, 0 where only rounding is left of a sum that cancels."""
+    return 0.0 if mean is not None and abs(mean) < 1e-9 else mean
 
 
 def token_chip(text: str | None) -> Markup:
