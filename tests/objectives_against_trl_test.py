@@ -89,15 +89,18 @@ def both(log_probs, batch, options):
 def test_loss_and_gradient_are_trls_bit_for_bit(name, kl, seed):
     log_probs, batch = batch_of(seed)
     (theirs, their_slope), (ours, our_slope) = both(log_probs, batch, OPTIONS[name] | KL[kl])
-    assert theirs.dtype == ours.dtype == torch.float32 and float(their_slope.abs().max()) > 1e-4
-    assert torch.equal(theirs, ours) and torch.equal(their_slope, our_slope)
+    assert theirs.dtype == ours.dtype == torch.float32
+    assert float(their_slope.abs().max()) > 1e-4
+    assert torch.equal(theirs, ours)
+    assert torch.equal(their_slope, our_slope)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "gspo"])
 def test_so_are_they_with_an_advantage_per_token(name):
     log_probs, batch = batch_of(7, per_token=True)
     (theirs, their_slope), (ours, our_slope) = both(log_probs, batch, OPTIONS[name] | KL["kl-corrected"])
-    assert torch.equal(theirs, ours) and torch.equal(their_slope, our_slope)
+    assert torch.equal(theirs, ours)
+    assert torch.equal(their_slope, our_slope)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -105,7 +108,8 @@ def test_on_policy_too(name):
     log_probs, batch = batch_of(3)
     batch |= {"old": None}
     (theirs, their_slope), (ours, our_slope) = both(log_probs, batch, OPTIONS[name] | KL["kl"])
-    assert torch.equal(theirs, ours) and torch.equal(their_slope, our_slope)
+    assert torch.equal(theirs, ours)
+    assert torch.equal(their_slope, our_slope)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
@@ -118,7 +122,8 @@ def test_what_stands_under_the_mask_changes_no_bit(name, kl, value):
     leaf = torch.where(batch["mask"], log_probs, value).requires_grad_(True)
     loss = our_loss(leaf, spoilt, OPTIONS[name] | KL[kl])
     (slope,) = torch.autograd.grad(loss, leaf)
-    assert torch.equal(loss, ours) and torch.equal(slope, our_slope)
+    assert torch.equal(loss, ours)
+    assert torch.equal(slope, our_slope)
 
 
 def test_a_wrong_bound_is_noticed():

@@ -16,7 +16,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from isentrope.control.surrogates import (
-    Bounds, Estimator, Level, cispo_loss, clipped_loss, gmpo_loss, importance_ratio, kl_estimate, reinforce_loss, sapo_loss, selected,
+    Bounds,
+    Estimator,
+    Level,
+    cispo_loss,
+    clipped_loss,
+    gmpo_loss,
+    importance_ratio,
+    kl_estimate,
+    reinforce_loss,
+    sapo_loss,
+    selected,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -128,25 +138,27 @@ class Objective:
 
     @classmethod
     def named(cls, name: str) -> "Objective":
-        """A published objective with its own defaults (sheet `grpo-family`, sections 3 and 8).
+        """A published objective with its own defaults (sheet `grpo-family`, sections 3 and 8); ppo is verl's, with dual clip 3.
 
-        ppo is verl's (dual clip 3). gmpo and rloo hold the log-ratio inside +-20 nats, which their releases do not: it keeps
-        gradients finite.
+        All hold the log-ratio inside +-20 nats, which verl does for ppo, cispo and sapo and others do not at all: gradients then stay
+        finite however far the policy went.
 
         Raises ValueError for an unknown name.
         """
+        base, unclipped = cls(log_ratio_clamp=20.0), cls(epsilon_low=None, epsilon_high=None, log_ratio_clamp=20.0)
+        rows: Mode = "seq-mean-token-mean"
         presets = {
-            "ppo": cls(log_ratio_clamp=20.0, dual_clip=3.0, empty_rows="exclude"),
-            "reinforce": cls("reinforce", epsilon_low=None, epsilon_high=None),
-            "gpg": cls("reinforce", epsilon_low=None, epsilon_high=None),
-            "grpo": cls(aggregation="seq-mean-token-mean"),
-            "dr_grpo": cls(aggregation="dr-grpo"),
-            "dapo": cls(epsilon_high=0.28),
-            "gspo": cls(level="sequence", epsilon_low=3e-4, epsilon_high=4e-4, aggregation="seq-mean-token-mean"),
-            "cispo": cls("cispo", epsilon_low=None, epsilon_high=None, epsilon_cap=5.0),
-            "gmpo": cls("gmpo", epsilon_low=0.4, epsilon_high=0.4, log_ratio_clamp=20.0, aggregation="seq-mean-token-mean"),
-            "sapo": cls("sapo", epsilon_low=None, epsilon_high=None, aggregation="seq-mean-token-mean"),
-            "rloo": cls(level="sequence-sum", log_ratio_clamp=20.0, aggregation="seq-mean-token-mean"),
+            "ppo": replace(base, dual_clip=3.0, empty_rows="exclude"),
+            "reinforce": replace(unclipped, form="reinforce"),
+            "gpg": replace(unclipped, form="reinforce"),
+            "grpo": replace(base, aggregation=rows),
+            "dr_grpo": replace(base, aggregation="dr-grpo"),
+            "dapo": replace(base, epsilon_high=0.28),
+            "gspo": replace(base, level="sequence", epsilon_low=3e-4, epsilon_high=4e-4, aggregation=rows),
+            "cispo": replace(unclipped, form="cispo", epsilon_cap=5.0),
+            "gmpo": replace(base, form="gmpo", epsilon_low=0.4, epsilon_high=0.4, aggregation=rows),
+            "sapo": replace(unclipped, form="sapo", aggregation=rows),
+            "rloo": replace(base, level="sequence-sum", aggregation=rows),
         }
         if name not in presets:
             raise ValueError(f"Objective.named: name must be one of {', '.join(presets)}. Got {name!r}.")

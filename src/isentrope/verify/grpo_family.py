@@ -12,10 +12,19 @@ from isentrope.control.papers.forking_tokens import ForkingTokens, top_entropy
 from isentrope.control.stages import Chain, chain, policy_loss
 from isentrope.control.step import Normaliser
 from isentrope.control.surrogates import (
-    Bounds, changed_share, clip_fractions, clipped_loss, importance_ratio, kl_estimate, masked_mean, off_policy_mask, reinforce_loss,
-    value_loss, vespo_weight,
+    Bounds,
+    changed_share,
+    clip_fractions,
+    clipped_loss,
+    importance_ratio,
+    kl_estimate,
+    masked_mean,
+    off_policy_mask,
+    reinforce_loss,
+    value_loss,
+    vespo_weight,
 )  # fmt: skip
-from isentrope.measure.tokens import Entropy, LogProb, SumSquares, token_signals, token_signals_from_logits
+from isentrope.measure.tokens import Entropy, LogProb, MeanLogit, Rank, SumSquares, token_signals, token_signals_from_logits
 from isentrope.verify.cases import Case, Compared, Outputs, answers, gradient, step_of
 
 SLUG = "grpo-family"
@@ -234,8 +243,6 @@ def logits(case: Case) -> Outputs:
 
 @answers(SLUG, "trl-fused-head*")
 def fused_head(case: Case) -> Outputs:
-    from isentrope.measure.tokens import MeanLogit, Rank
-
     temperature, softcap, scale = (case.param(name) for name in ("temperature", "softcap", "logit_scale"))
     variants = {"plain": {}, "softcap": {"softcap": softcap}, "scale_bias": {"logit_scale": scale, "bias": case.leaf("bias")}}
     produced: dict[str, Tensor] = {}
