@@ -54,6 +54,9 @@ class Note:
                 self.touched.setdefault(key, []).append([int(step.rollouts.row_id[row]), position])
 
     def update(self, trainer) -> None: ...
+    def measured(self) -> dict:
+        return {}
+
     def state(self) -> dict:
         return {}
 

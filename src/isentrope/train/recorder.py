@@ -141,6 +141,11 @@ class TapeRecorder:
         self._watch(trainer, row)
         self._clear()
 
+    def measured(self) -> dict[str, float]:
+        """What trackers show beside TRL's metrics: entropies with quantiles, S, N, and what every link touched and removed."""
+        shown = ("entropy/", "S/", "N/", "touch/", "removed/", "correct/")
+        return {key: float(value) for key, value in self.last.items() if key.startswith(shown)}
+
     # --- parts
 
     def _clear(self) -> None:

@@ -84,6 +84,7 @@ class Run:
         self.started = time.time()
         self.best: dict[str, float] = {"pass@1": -math.inf, "step": -1}
         self.interrupted = False
+        self.faults: dict[str, int] = {}
         self.loaded = models.load(config.model.name, dtype=config.model.dtype)
         self.task = tasks.build(config.task, chat=self.loaded.chat)
         self.args = trainer_arguments(config, directory)
@@ -142,6 +143,13 @@ class Run:
         """An event on the tape and in the progress."""
         self.writer.append("events", [{"step": self.trainer.state.global_step, "level": level, "kind": kind, "message": message}])
         self.progress.message(f"{level}: {message}")
+
+    def note_reward_faults(self) -> None:
+        """An event for every kind of reward fault when it first appears, and again each time its count has grown tenfold."""
+        for kind, count in self.task.reward_faults().items():
+            if count >= 10 * self.faults.get(kind, 0.1):
+                self.faults[kind] = count
+                self.warn("reward-fault", f"{kind}: {count} completions so far could not be scored; they get advantage 0 and teach nothing.")
 
     # --- what a step brings
 
@@ -284,6 +292,7 @@ class _RunCallback(TrainerCallback):
         if every is not None and (state.global_step % every == 0 or last):
             run.evaluate()
         run.progress.step({"step": state.global_step, **run.recorder.last})
+        run.note_reward_faults()
         if run.config.tape.flush_every and state.global_step % run.config.tape.flush_every == 0:
             run.writer.flush(state.global_step)
         if run.interrupted:

@@ -58,6 +58,7 @@ class Recorder(Protocol):
     def generation(self, trainer: "IsentropeTrainer", prompts: Sequence[str], rollouts: Rollouts) -> None: ...
     def slice(self, trainer: "IsentropeTrainer", step: Step, stats: ChainStats | None, result: LossResult) -> None: ...
     def update(self, trainer: "IsentropeTrainer") -> None: ...
+    def measured(self) -> Mapping[str, float]: ...
     def state(self) -> dict[str, Any]: ...
     def load_state(self, state: Mapping[str, Any]) -> None: ...
 
@@ -340,6 +341,12 @@ class IsentropeTrainer(GRPOTrainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({key: value for key, value in inputs.items() if isinstance(value, Tensor)}, path)
         raise NonFiniteLoss(stage, self.state.global_step + 1, path)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log with what the recorder measured beside it, under `isentrope/`, for every tracker of `report_to`."""
+        if "loss" in logs and self.recorder is not None:
+            logs.update({f"isentrope/{key}": value for key, value in self.recorder.measured().items()})
+        super().log(logs, start_time)
 
     # --- end of the update
 

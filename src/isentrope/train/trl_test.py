@@ -167,6 +167,9 @@ class Listener:
     def update(self, trainer) -> None:
         self.updates += 1
 
+    def measured(self) -> dict:
+        return {}
+
     def state(self) -> dict:
         return {}
 

@@ -1,0 +1,79 @@
+"""What lands on the tape and in the trackers is what was measured."""
+
+import math
+
+import polars as pl
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from isentrope.tape import Tape, TapeWriter
+from isentrope.train.recorder import TapeRecorder
+from isentrope.train.tiny import save_tiny_model, share_of_vowels, toy_prompts
+from isentrope.train.trl import IsentropeTrainer
+from isentrope.train.trl_test import options
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded")
+    path = save_tiny_model(folder / "tiny")
+    writer = TapeWriter(folder / "tape")
+    recorder = TapeRecorder(writer, tokens_every=1, token_rows=8, decode=str)
+    args = options(folder / "out", num_iterations=2, max_steps=4, report_to="tensorboard", gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    trainer = IsentropeTrainer(
+        model=path, reward_funcs=share_of_vowels, args=args, train_dataset=toy_prompts(), recorder=recorder,
+        control=[{"name": "clip-cov", "ratio": 0.1, "low": -1.0, "high": 1.0}],
+    )  # fmt: skip
+    trainer.train()
+    writer.flush(4)
+    return folder, trainer, Tape.read(folder)
+
+
+def test_one_row_per_update_with_entropy_and_its_quantiles(run):
+    _, trainer, tape = run
+    steps = tape.steps
+    assert steps["step"].to_list() == [1, 2, 3, 4]
+    logged = [entry["entropy"] for entry in trainer.state.log_history if "entropy" in entry]
+    assert steps["entropy/mean"].to_list() == pytest.approx(logged, rel=2e-2)  # TRL averages slices, we average tokens
+    for low, high in (("q05", "q25"), ("q25", "q50"), ("q50", "q75"), ("q75", "q95")):
+        assert (steps[f"entropy/{low}"] <= steps[f"entropy/{high}"]).all()
+    assert (steps["entropy/q95"] <= math.log(42) + 1e-6).all()
+    assert (steps["N/mean"] >= 0).all()
+
+
+def test_token_rows_obey_the_identities_and_recount_what_the_link_touched(run):
+    _, _, tape = run
+    tokens = tape.tokens
+    p, entropy = torch.tensor(tokens["p"].to_numpy()), torch.tensor(tokens["entropy"].to_numpy())
+    torch.testing.assert_close(torch.tensor(tokens["S"].to_numpy()), p * (p.log() + entropy), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(p.log(), torch.tensor(tokens["log_prob"].to_numpy()), rtol=1e-4, atol=1e-5)
+    removed = tokens.filter(tokens["link/clip-cov"])
+    assert len(removed)
+    assert (removed["weight"] == 0).all()
+    assert (removed["push"] == 0).all()
+    whole = tokens.group_by("step").agg(pl.col("link/clip-cov").mean())
+    for step, share in whole.iter_rows():
+        assert share == pytest.approx(tape.steps.filter(tape.steps["step"] == step)["touch/clip-cov"][0], abs=1e-9)
+
+
+def test_trackers_show_ours_beside_trls(run):
+    folder, _, tape = run
+    (events,) = (folder / "out").rglob("events.out.tfevents.*")
+    reader = EventAccumulator(str(events.parent)).Reload()
+    tags = set(reader.Tags()["scalars"])
+    assert {"train/entropy", "train/reward", "train/isentrope/N/mean", "train/isentrope/touch/clip-cov"} <= tags
+    shown = [event.value for event in reader.Scalars("train/isentrope/N/mean")]
+    assert shown == pytest.approx(tape.steps["N/mean"].to_list(), rel=1e-6)
+
+
+def test_equal_rewards_for_long_warn_once_per_span():
+    said = []
+    recorder = TapeRecorder.__new__(TapeRecorder)
+    recorder.equal_rewards, recorder.equal_rewards_after, recorder.warn = 0, 100, lambda kind, message: said.append(message)
+    for _ in range(250):
+        recorder._watch(None, {"reward/zero_std_groups": 1.0, "reward/mean": 0.0})
+    assert len(said) == 2
+    assert "every group had equal rewards (mean 0)" in said[0]
+    recorder._watch(None, {"reward/zero_std_groups": 0.5})
+    assert recorder.equal_rewards == 0
