@@ -11,7 +11,7 @@ from isentrope.control.objectives import Objective
 from isentrope.control.stages import policy_loss
 from isentrope.control.step import Normaliser, Rollouts, Step
 
-HORIZON, ITEMS, ACCUMULATION, PER_GENERATION = 24, 61, 4, 8
+HORIZON, ITEMS, ACCUMULATION, PER_GENERATION = 24, 61, 4.0, 8
 OPTIONS = {
     "grpo": {"loss_type": "grpo"},
     "grpo-clip-higher": {"loss_type": "grpo", "epsilon_high": 0.28},

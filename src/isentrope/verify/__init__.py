@@ -113,7 +113,7 @@ def table(results: Sequence[CaseResult]) -> str:
 def _paths(directory: Path, slugs: Sequence[str] | None) -> list[Path]:
     if not directory.is_dir():
         raise UserError(f"verify: {directory} is not a directory. It must hold recorded cases, files named slug__case.npz.")
-    paths = sorted(path for path in directory.glob("*.npz"))
+    paths = sorted(directory.glob("*.npz"), key=split_name)
     if not paths:
         raise UserError(f"verify: {directory} holds no recorded case (slug__case.npz).")
     if slugs is None:

@@ -124,14 +124,15 @@ def _arrays(path: Path) -> dict[str, numpy.ndarray]:
     if path.stat().st_size > MAX_BYTES:
         raise Unreadable(f"larger than {MAX_BYTES >> 20} MiB")
     try:
-        loaded = numpy.load(path, allow_pickle=False)
-        if not isinstance(loaded, numpy.lib.npyio.NpzFile):
-            raise Unreadable("not an npz archive")
-        with loaded as archive:
-            size = sum(entry.file_size for entry in archive.zip.infolist())
-            if size > MAX_BYTES:
-                raise Unreadable(f"unpacks to more than {MAX_BYTES >> 20} MiB")
-            return {key: archive[key] for key in archive.files}
+        with path.open("rb") as file:
+            archive = numpy.load(file, allow_pickle=False)
+            if not isinstance(archive, numpy.lib.npyio.NpzFile):
+                raise Unreadable("not an npz archive")
+            with archive:
+                size = sum(entry.file_size for entry in archive.zip.infolist())
+                if size > MAX_BYTES:
+                    raise Unreadable(f"unpacks to more than {MAX_BYTES >> 20} MiB")
+                return {key: archive[key] for key in archive.files}
     except Unreadable:
         raise
     except Exception as error:  # zipfile, zlib, header parser: a damaged file fails in many ways

@@ -31,7 +31,7 @@ def anchored_loss(case: Case) -> Outputs:
 def nucleus_entropy(case: Case) -> Outputs:
     """The tiled form on an identity head, so that the logits are those of the file."""
     logits = case.leaf("logits")
-    signal = NucleusEntropy(case.param("p_top"), case.param("top_k"), grad=True)
+    signal = NucleusEntropy(top_p=case.param("p_top"), top_k=case.param("top_k"), grad=True)
     head, target = torch.eye(logits.shape[-1], dtype=logits.dtype), torch.zeros(logits.shape[:-1], dtype=torch.long)
     found = token_signals(logits, head, target, [signal, Entropy()], precise=True)
     return {
