@@ -186,6 +186,19 @@ def edges(value: np.ndarray) -> tuple[float, float] | None:
     return float(kept[:count].mean()), float(kept[-count:].mean())
 
 
+def generated_tokens(run: Run) -> float | None:
+    """Tokens that the run generated: a generation's tokens stand in the row of every update that uses it, and count once."""
+    effective = run.record.get("effective")
+    options = effective if isinstance(effective, Mapping) else {}
+    generation, passes, accumulation = (
+        value if isinstance(value, int) and value > 0 else 1
+        for value in (options.get(name) for name in ("steps_per_generation", "num_iterations", "gradient_accumulation_steps"))
+    )
+    updates = max(1, generation * passes // accumulation)
+    tokens = values(run.steps.filter((pl.col("step") - 1) % updates == 0), "tokens")
+    return float(np.nansum(tokens)) if np.isfinite(tokens).any() else None
+
+
 # --- phases of a run
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from isentrope.errors import UserError
 from isentrope.report import synthetic
-from isentrope.report.data import NOT_RECORDED, edges, has, phases, read, values
+from isentrope.report.data import NOT_RECORDED, edges, generated_tokens, has, phases, read, values
 
 
 def test_a_missing_directory_is_named(tmp_path):
@@ -92,3 +92,18 @@ def test_edges_are_the_first_and_last_twentieth():
 )
 def test_phases(steps, named):
     assert [f"{phase.name}: {phase.title}" for phase in phases(list(steps))] == named
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 60.0),
+        ({"steps_per_generation": 4, "num_iterations": 2}, 10.0),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 2}, 30.0),
+        ({"steps_per_generation": None}, 60.0),
+    ],
+)
+def test_the_tokens_of_a_generation_count_once(options, count, tmp_path):
+    synthetic.part(tmp_path, "steps", pl.DataFrame({"step": range(1, 7), "tokens": [10.0] * 6}), 6)
+    (tmp_path / "run.json").write_text(json.dumps({"effective": options}))
+    assert generated_tokens(read(tmp_path)) == count

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isentrope.report.data import FEW, Run, edges, has, texts, values
+from isentrope.report.data import FEW, Run, edges, generated_tokens, has, texts, values
 from isentrope.report.markup import Markup, element, join, visible
 from isentrope.report.sections.learning import metric, pass_counts
 from isentrope.report.sections.touch import objective
@@ -96,11 +96,18 @@ def _what(run: Run) -> Markup:
             element("strong", name_of(run.record.get("model"), "unnamed model")),
             " trained on ",
             element("strong", name_of(run.record.get("task"), "unnamed task")),
+            _example(run.record.get("task")),
             " with ",
             element("strong", objective(run)),
             *chain,
         ]
     )
+
+
+def _example(task: Any) -> str | None:
+    """The first prompt of a task, where it is recorded and short enough to stand in a line."""
+    prompt = task.get("first_prompt") if isinstance(task, Mapping) else None
+    return f" ({visible(prompt)})" if isinstance(prompt, str) and 0 < len(prompt.strip()) <= 40 and "\n" not in prompt else None
 
 
 def _state(run: Run) -> Markup | None:
@@ -140,7 +147,7 @@ def tiles_of(run: Run) -> list[Tile]:
     tiles.append(_step_tile(run, "entropy", "entropy/mean", "nats per token, training responses", "entropy"))
     if not larger:
         tiles.append(_step_tile(run, "reward", "reward/mean", "mean of the training responses", "learn"))
-    tokens = float(np.nansum(values(run.steps, "tokens")))
+    tokens = generated_tokens(run)
     effective = run.record.get("effective")
     planned = finite(effective.get("max_steps")) if isinstance(effective, Mapping) else None
     of = f"of {whole(planned)} planned" if planned and planned > run.last_step and not run.finished else ""

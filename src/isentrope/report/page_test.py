@@ -153,7 +153,7 @@ def test_whatever_is_known_makes_a_page(case, tmp_path):
             "only steps",
             ["Nothing to tell yet: fewer than 5 updates", "no evaluation yet", "No token rows on the tape yet", "No sampled completions on the tape yet"],
         ),
-        ("no step columns", ["The table steps could not be read"]),
+        ("no step columns", ["The table steps is read without its damaged parts"]),
     ],
 )
 def test_what_is_missing_is_said(case, sentences, tmp_path):

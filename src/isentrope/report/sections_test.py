@@ -1,12 +1,14 @@
 """What the sections say agrees with the tape."""
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isentrope.report import figure, headline, synthetic
+from isentrope.report import figure, headline, synthetic, words
 from isentrope.report.data import Run, read
 from isentrope.report.sections import entropy, learning, pressure, record, samples, touch
 
@@ -60,7 +62,7 @@ def test_the_sentence_tells_the_tape(run):
     rows = learning.metric(run, "pass@1")["value"]
     start, end = run.steps["entropy/mean"][:3].mean(), run.steps["entropy/mean"][-3:].mean()
     said = headline.sentence(run)
-    assert said.startswith(f"Right answers rose from {100 * rows[0]:.0f} % to {100 * rows[-1]:.0f} %, and entropy fell from {start:.2f}")
+    assert said.startswith(f"Right answers rose from {words.percent(rows[0])} to {words.percent(rows[-1])}, and entropy fell from {start:.2f}")
     assert headline.short(end, 2) in said
 
 
@@ -119,8 +121,6 @@ def test_the_tables_of_tokens_sum_pushes(run):
 
 
 def test_pushes_of_zero_are_said_to_be_zero(run):
-    import dataclasses
-
     still = dataclasses.replace(run, tokens=run.tokens.with_columns(pl.lit(0.0).alias("push")))
     assert "Every predicted push on the tape is zero" in pressure._tokens(still)
 
@@ -165,8 +165,6 @@ def test_samples_join_their_token_rows(run):
 
 
 def test_samples_without_token_rows_show_their_text(run):
-    import dataclasses
-
     bare = dataclasses.replace(run, tokens=run.tokens.clear())
     item = samples.section(bare).charts["samples-list"]["items"][0]
     assert item["tokens"] is None
@@ -187,3 +185,16 @@ def test_the_command_is_quoted(tmp_path):
     run = read(synthetic.write(tmp_path / "a b;c", updates=5, links=()))
     assert "--config &#x27;" in record.section(run).html()
     assert "a b;c/config.yaml&#x27; --out NEW_DIRECTORY --seed 0" in record.section(run).html()
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"objective": {"name": "dapo"}}, "DAPO"),
+        ({"objective": {"form": "ppo"}, "effective": {"loss_type": "dr_grpo"}}, "Dr. GRPO"),
+        ({"objective": "grpo"}, "GRPO"),
+        ({}, "an objective that is not recorded"),
+    ],
+)
+def test_the_objective_has_a_name(run, record, name):
+    assert touch.objective(dataclasses.replace(run, record=record)) == name

@@ -5,6 +5,7 @@ from typing import Any
 
 DASH = "–"
 NONE = "—"
+NBSP = "\u00a0"
 
 
 def finite(value: Any) -> float | None:
@@ -17,16 +18,18 @@ def finite(value: Any) -> float | None:
 def percent(value: float | None, digits: int | None = None) -> str:
     """A share in [0, 1] as per cent.
 
-    >>> percent(0.894), percent(0.0042), percent(None)
-    ('89 %', '0.42 %', '—')
+    >>> print(percent(0.894), percent(0.0042), percent(0.00001), percent(None))
+    89 % 0.42 % < 0.01 % —
     """
     if value is None:
         return NONE
     scaled = 100 * value
     if digits is None:
         size = abs(scaled)
+        if 0 < size < 0.005:
+            return f"< 0.01{NBSP}%" if scaled > 0 else f"> −0.01{NBSP}%"
         digits = 0 if size >= 9.95 or size == 0 else 1 if size >= 0.995 else 2
-    return f"{scaled:.{digits}f} %".replace("-", "−")
+    return f"{scaled:.{digits}f}{NBSP}%".replace("-", "−")
 
 
 def short(value: float | None, digits: int = 3) -> str:
@@ -75,14 +78,14 @@ def duration(seconds: float | None) -> str:
 def interval(low: float | None, high: float | None) -> str:
     """Two shares as an interval in per cent, with as many digits as their distance needs.
 
-    >>> interval(0.861, 0.927), interval(0.991, 0.996)
-    ('86–93 %', '99.1–99.6 %')
+    >>> print(interval(0.861, 0.927), interval(0.991, 0.996))
+    86–93 % 99.1–99.6 %
     """
     if low is None or high is None:
         return NONE
     digits = 0 if high - low >= 0.02 else 1
     bottom, top = f"{100 * low:.{digits}f}", f"{100 * high:.{digits}f}"
-    return f"{percent(high)}" if bottom == top else f"{bottom}{DASH}{top} %"
+    return f"{percent(high)}" if bottom == top else f"{bottom}{DASH}{top}{NBSP}%"
 
 
 def times(ratio: float) -> str:

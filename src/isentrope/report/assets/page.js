@@ -190,7 +190,7 @@ function drawLines(element, id, spec) {
 function nameBand(layout, series, x, high, log) {
   // A band's name stands just above its upper edge, clear of it over the name's own width.
   const at = Math.round(0.2 * x.length), edge = Math.max(...high.slice(at, Math.round(0.45 * x.length)));
-  layout.annotations.push({ text: plain(series.band), x: x[at], y: log ? Math.log10(edge) : edge, xref: "x", yref: "y", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: role("ink") } });
+  layout.annotations.push({ text: plain(series.band), x: x[at], y: log ? Math.log10(edge) : edge, xref: "x", yref: "y", xanchor: "left", yanchor: "bottom", showarrow: false, bgcolor: rgba(role("card"), 0.55), borderpad: 1, font: { size: 11.5, color: role("ink") } });
 }
 
 function nearest(values, wanted) {

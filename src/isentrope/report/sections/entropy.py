@@ -139,4 +139,4 @@ def _where(tokens: pl.DataFrame, known) -> str:
     if total is None or total <= 0 or late.size < 20:
         return ""
     share = float(late[: max(1, late.size // 10)].sum() / total)
-    return f"Entropy sits on few tokens: in {known[-1].title} the most uncertain tenth of the sampled tokens held {share:.0%} of it.".replace("%", " %")
+    return f"Entropy sits on few tokens: in {known[-1].title} the most uncertain tenth of the sampled tokens held {share:.0%} of it.".replace("%", "\u00a0%")

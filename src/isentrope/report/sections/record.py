@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isentrope.report.data import Run, has, values
+from isentrope.report.data import Run, generated_tokens, has, values
 from isentrope.report.figure import Section, missing, pairs, table
 from isentrope.report.markup import Markup, element, join, visible
 from isentrope.report.words import duration, finite, short, whole
@@ -64,12 +64,9 @@ def _timings(run: Run) -> Markup:
     total = finite(run.summary.get("seconds"))
     if total is not None and abs(total - seconds.sum()) > 1:
         rows.append(("whole run", duration(total)))
-    if has(run.steps, "tokens"):
-        tokens = np.nansum(values(run.steps, "tokens"))
-        rows += [
-            ("tokens generated", f"{whole(tokens)} (counted once per update that uses them)"),
-            ("tokens per second", short(float(tokens / max(seconds.sum(), 1e-9)))),
-        ]
+    tokens = generated_tokens(run)
+    if tokens is not None:
+        rows += [("tokens generated", whole(tokens)), ("tokens generated per second of all updates", short(tokens / max(float(seconds.sum()), 1e-9)))]
     rows.append(("started", run.record.get("started", "not recorded")))
     return pairs(rows)
 

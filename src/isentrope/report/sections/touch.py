@@ -38,10 +38,14 @@ def section(run: Run) -> Section:
 
 
 def objective(run: Run) -> str:
-    """The objective's name in capitals as papers write it."""
-    found = run.record.get("objective")
-    found = found.get("name") if isinstance(found, Mapping) else found
-    return str(found).upper() if found else "not recorded"
+    """The objective's name as papers write it: as recorded, else the trainer's loss type."""
+    found, effective = run.record.get("objective"), run.record.get("effective")
+    name = found.get("name") if isinstance(found, Mapping) else found
+    if not name and isinstance(effective, Mapping):
+        name = effective.get("loss_type")
+    if not name:
+        return "an objective that is not recorded"
+    return {"dr_grpo": "Dr. GRPO", "reinforce": "REINFORCE"}.get(str(name), str(name).upper())
 
 
 def _link(run: Run, link: str, at: int) -> tuple[dict, Markup]:
