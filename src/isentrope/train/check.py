@@ -6,7 +6,7 @@ TRL's GRPOConfig, the fields of `Objective`, and the registry of interventions.
 
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from trl import GRPOConfig
 
 from isentrope.config import RESERVED, Config, known_keys, unknown_key
 from isentrope.control.objectives import Objective
-from isentrope.control.registry import build
-from isentrope.control.stages import Chain
 from isentrope.errors import UserError
+from isentrope.train.carried import built, objective_of, refuse_same_meaning
 
 WIDER: Mapping[str, Any] = {"scale_rewards": str | bool}
 """Fields that accept more than their annotation says."""
@@ -30,10 +29,9 @@ def check(config: Config) -> Config:
     trainer option that means the same as a link of the chain, and whatever TRL itself refuses.
     """
     from isentrope.train.run import trainer_arguments
-    from isentrope.train.trl import objective_of
 
     checked = config.model_copy(update={"trl": trl_options(config.trl)})
-    check_conflicts(checked.trl, chain_of(config))
+    refuse_same_meaning(checked.trl, built(config.control))
     try:
         base = objective_of(trainer_arguments(checked, Path(config.out)))
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -72,29 +70,6 @@ def check_objective(given: Mapping[str, Any], base: Objective) -> None:
         replace(base, **given)
     except (ValueError, TypeError) as error:
         raise UserError(f"objective: {error}") from error
-
-
-def chain_of(config: Config) -> Chain:
-    """The chain that `control` means.
-
-    Raises UserError naming the nearest intervention or parameter.
-    """
-    try:
-        return build(config.control)
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
-
-
-def check_conflicts(options: Mapping[str, Any], chain: Chain) -> None:
-    """Raises UserError when a trainer option means the same as a link of the chain."""
-    defaults = {item.name: item.default for item in fields(GRPOConfig) if item.default is not MISSING}
-    for key, link in zip(chain.keys, chain.links, strict=True):
-        for option in sorted(link.replaces & options.keys()):
-            if options[option] != defaults.get(option):
-                raise UserError(
-                    f"trl.{option}={options[option]!r} and the intervention {key!r} mean the same, and both would act. Keep one: drop trl.{option} "
-                    f"(its default is {defaults.get(option)!r}), or drop {key!r} from control."
-                )
 
 
 def all_keys() -> dict[str, list[str]]:

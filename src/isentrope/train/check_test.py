@@ -7,7 +7,7 @@ import pytest
 from isentrope.config import load
 from isentrope.control.stages import Chain, Intervention
 from isentrope.errors import UserError
-from isentrope.train.check import check, check_conflicts, trl_options
+from isentrope.train.check import check, refuse_same_meaning, trl_options
 
 
 @pytest.mark.parametrize("preset", ["demo", "control-check", "demo-llm"])
@@ -64,5 +64,5 @@ def test_conflicts_come_from_the_declaration_alone():
         replaces = frozenset({"beta"})
 
     with pytest.raises(UserError, match="trl.beta=0.1 and the intervention 'mine'"):
-        check_conflicts({"beta": 0.1}, Chain((Mine(),), ("mine",)))
-    check_conflicts({"beta": 0.0, "epsilon": 0.3}, Chain((Mine(),), ("mine",)))
+        refuse_same_meaning({"beta": 0.1}, Chain((Mine(),), ("mine",)))
+    refuse_same_meaning({"beta": 0.0, "epsilon": 0.3}, Chain((Mine(),), ("mine",)))

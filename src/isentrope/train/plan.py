@@ -9,7 +9,8 @@ import yaml
 
 from isentrope.config import Config
 from isentrope.train import models, tasks
-from isentrope.train.run import chain_of, longest_prompt, trainer_arguments
+from isentrope.train.carried import built
+from isentrope.train.run import longest_prompt, trainer_arguments
 
 PROBE_ROWS, PROBE_TOKENS = 128, 6  # at most so many rows: a larger batch costs in proportion
 
@@ -19,7 +20,7 @@ def describe(config: Config) -> str:
 
     Raises UserError as the run itself would: unknown interventions, a prompt longer than the context, an empty dataset.
     """
-    chain = chain_of(config)
+    chain = built(config.control)
     loaded = models.load(config.model.name, dtype=config.model.dtype)
     task = tasks.build(config.task, chat=loaded.chat)
     args = trainer_arguments(config, Path(config.out))
@@ -59,7 +60,8 @@ def _cost(loaded: models.LoadedModel, args: Any, prompt: int, config: Config) ->
         "parameters": f"{model.num_parameters():,} ({str(model.dtype).removeprefix('torch.')})",
         "memory": f"about {(copies + activations + cache) / 2**20:,.0f} MiB: weights, gradients and optimiser {copies / 2**20:,.0f}, activations "
         f"{activations / 2**20:,.0f}, generation cache {cache / 2**20:,.0f}",
-        "time per update": f"about {per_step:.2f} s at full length (a probe of {min(PROBE_ROWS, samples)} x {PROBE_TOKENS} tokens, {torch.get_num_threads()} threads)",
+        "time per update": f"about {per_step:.2f} s at full length "
+        f"(a probe of {min(PROBE_ROWS, samples)} x {PROBE_TOKENS} tokens, {torch.get_num_threads()} threads)",
         "time in all": f"at most about {total / 60:.1f} min: {args.max_steps} updates and {evaluations} evaluations",
         "longest prompt": f"{prompt} tokens of a context of {loaded.context}",
     }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _EXTRA_ROWS = 1 << 40  # row ids of extra samples start here: never those of a batch
 _BRANCH = ORIGINS.index("branch")
+_PER_ROW = ("row_id", "origin", "age", "reward", "reward_parts", "correct", "truncated", "group")
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,9 @@ class RolloutStages:
             local = replace(local, trained_mask=trained)
         return local, output
 
-    def _replace(self, local: Rollouts, output: dict, target: Tensor, source: Tensor, advantage: Tensor, sampled: Sampled) -> tuple[Rollouts, dict]:
+    def _replace(
+        self, local: Rollouts, output: dict, target: Tensor, source: Tensor, advantage: Tensor, sampled: Sampled
+    ) -> tuple[Rollouts, dict]:
         new = sampled.rollouts.take(source)
         pad = self.trainer._tokenizer.pad_token_id
         width = max(local.trained_mask.shape[1], int(new.lengths.max()) if len(new) else 1)
@@ -228,7 +231,7 @@ class RolloutStages:
         output["prompt_ids"] = _put(_left(output["prompt_ids"], prompt_width, pad), target, _left(sampled.prompt_ids[source], prompt_width, pad))
         output["prompt_mask"] = _put(_left(output["prompt_mask"], prompt_width, 0), target, _left(sampled.prompt_mask[source], prompt_width, 0))
         output["completion_ids"] = _put(_right(output["completion_ids"], width, pad), target, _right(new.completion_ids, width, pad))
-        output["completion_mask"] = _put(_right(output["completion_mask"], width, 0), target, _right(new.completion_mask.to(output["completion_mask"].dtype), width, 0))
+        output["completion_mask"] = _put(_right(output["completion_mask"], width, 0), target, _right(new.completion_mask, width, 0))
         mask = output["completion_mask"].bool()
         columns = advantage.unsqueeze(1).to(local.advantage.dtype)
         if local.advantage.shape[1] > 1:
@@ -250,7 +253,7 @@ class RolloutStages:
             ref_log_probs=output.get("ref_per_token_logps"),
             text=None if local.text is None else tuple(_replaced(local.text, target, new.text)),
             signals={},
-            **{name: _put(local.__dict__[name], target, new.__dict__[name].to(local.__dict__[name].dtype)) for name in ("row_id", "origin", "age", "reward", "reward_parts", "correct", "truncated", "group")},
+            **{name: _put(local.__dict__[name], target, new.__dict__[name]) for name in _PER_ROW},
         )  # fmt: skip
         return (replace(old, signals=self._score(output, mask)) if self.old else old), output
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +24,10 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from isentrope.config import Config
-from isentrope.control.registry import build
-from isentrope.control.stages import Chain
 from isentrope.errors import UserError
 from isentrope.tape import Tape, TapeWriter, write_json_atomic, write_text_atomic
 from isentrope.train import checkpoint, models, tasks
+from isentrope.train.carried import built, objective_of
 from isentrope.train.evaluate import Evaluation, evaluate
 from isentrope.train.recorder import TapeRecorder, provenance
 from isentrope.train.trl import IsentropeTrainer, host_state_name
@@ -102,7 +101,8 @@ class Run:
             train_dataset=self.task.train,
             processing_class=self.loaded.tokenizer,
             peft_config=models.lora(config.model.peft),
-            control=chain_of(config),
+            control=built(config.control),
+            objective=replace(objective_of(self.args), **config.objective),
             recorder=self.recorder,
         )
         self.trainer.run = self
@@ -263,7 +263,7 @@ class Run:
 
     def card(self, name: str) -> str:
         """The model card: task, chain, figures, versions."""
-        figures = summarise(Tape.read(self.directory, skip_damaged=True), self.best) if name == "final" else {"pass@1": self.best["pass@1"], "step": self.best["step"]}
+        figures = summarise(Tape.read(self.directory, skip_damaged=True), self.best) if name == "final" else dict(self.best)
         chain = ", ".join(self.trainer.chain.keys) or "none (plain objective)"
         lines = [
             "---", "library_name: transformers", "tags: [isentrope, reinforcement-learning, grpo]", "---", "",
@@ -345,10 +345,6 @@ def trainer_arguments(config: Config, directory: Path) -> GRPOConfig:
     return GRPOConfig(**(own | dict(config.trl)))
 
 
-def chain_of(config: Config) -> Chain:
-    return build(config.control)
-
-
 def longest_prompt(task: tasks.Task, loaded: models.LoadedModel) -> int:
     """Tokens of the longest training prompt."""
     return max(len(loaded.tokenizer(text)["input_ids"]) for text in tasks.prompt_texts(task, loaded.tokenizer))
@@ -398,6 +394,4 @@ def summarise(tape: Tape, best: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return json.loads(json.dumps(asdict(value), default=str))

@@ -12,8 +12,9 @@ from trl import GRPOConfig, GRPOTrainer
 from isentrope.control.step import Step
 from isentrope.errors import UserError
 from isentrope.measure.tokens import Discriminant, Entropy, ExpectedDiscriminant, LogProb, MaxProb, TargetProb, token_signals_from_logits
+from isentrope.train.carried import check_host
 from isentrope.train.tiny import save_tiny_model, share_of_vowels, toy_prompts
-from isentrope.train.trl import IsentropeTrainer, NonFiniteLoss, check_host
+from isentrope.train.trl import IsentropeTrainer, NonFiniteLoss
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ class Watch(TrainerCallback):
 
 
 def options(tmp_path, **changes) -> GRPOConfig:
-    base = dict(
+    base = dict(  # noqa: C408
         output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=4, max_completion_length=8, max_steps=3, learning_rate=1e-2,
         logging_steps=1, report_to="none", save_strategy="no", use_cpu=True, bf16=False, seed=3, lr_scheduler_type="constant", disable_tqdm=True,
     )  # fmt: skip
@@ -140,7 +141,7 @@ def test_resume_from_any_step_equals_the_straight_run(way, model_path, tmp_path)
 
 def test_stock_resume_drifts_so_the_test_above_can_fail(model_path, tmp_path):
     args = RESUMED["slices"] | {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
-    straight, *_, weights = run(GRPOTrainer, model_path, options(tmp_path / "run", **args))
+    *_, weights = run(GRPOTrainer, model_path, options(tmp_path / "run", **args))
     again = GRPOTrainer(
         model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path / "again", **args), train_dataset=toy_prompts()
     )
@@ -211,7 +212,7 @@ def test_unsloth_and_an_untested_trl_are_refused(monkeypatch, model_path, tmp_pa
     with pytest.raises(UserError, match="Unsloth is loaded"):
         IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path), train_dataset=toy_prompts())
     monkeypatch.delitem(sys.modules, "unsloth")
-    monkeypatch.setattr("isentrope.train.trl.version", lambda package: "1.17.2")
+    monkeypatch.setattr("isentrope.train.carried.version", lambda package: "1.17.2")
     with pytest.raises(UserError, match=r"TRL 1\.17\.2 is not tested.*1\.16"):
         IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path), train_dataset=toy_prompts())
 
@@ -255,5 +256,6 @@ def test_peft_adapters_train_through_our_head(model_path, tmp_path):
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
     moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
-    assert moved and all("lora" in name for name in moved)
+    assert moved
+    assert all("lora" in name for name in moved)
     assert listener.updates == 2
