@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from isentrope.control.surrogates import Estimator, kl_estimate
+from isentrope.control.surrogates import kl_estimate
 
 # --- TRL's convention: consecutive groups, NaN is unscorable
 
@@ -273,7 +273,7 @@ def reward_with_kl(
     log_probs: Float[Tensor, "response token"],
     ref_log_probs: Float[Tensor, "response token"],
     coef: float,
-    estimator: Estimator = "k1",
+    estimator: str = "k1",
 ) -> Float[Tensor, "response token"]:
     """Token rewards minus coef times the KL estimate to the reference: the placement where k1 has the right mean gradient."""
     return token_rewards - coef * kl_estimate(log_probs, ref_log_probs, estimator)

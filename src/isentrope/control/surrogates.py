@@ -32,13 +32,11 @@ class Bounds:
 
     def clamp(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """`value` held inside [low, high]; no gradient outside."""
-        if self.low is None and self.high is None:
-            return value
-        if isinstance(self.low, Tensor) == isinstance(self.high, Tensor):
-            return torch.clamp(value, self.low, self.high)
-        if self.low is not None:
-            value = torch.clamp(value, min=self.low)
-        return value if self.high is None else torch.clamp(value, max=self.high)
+        low, high = self.low, self.high
+        if isinstance(low, Tensor) or isinstance(high, Tensor):
+            value = value if low is None else value.clamp(min=low)
+            return value if high is None else value.clamp(max=high)
+        return value if low is None and high is None else torch.clamp(value, low, high)
 
     def log(self) -> "Bounds":
         """The same window for d = ln r. A bound at or below 0 becomes -inf, which clips nothing below and everything above."""
@@ -214,7 +212,7 @@ def value_loss(
 def kl_estimate(
     log_probs: Float[Tensor, "*shape"],
     ref_log_probs: Float[Tensor, "*shape"],
-    estimator: Estimator = "k3",
+    estimator: str = "k3",
     *,
     log_ratio_clamp: float | None = None,
     value_clamp: float | None = None,

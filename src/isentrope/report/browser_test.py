@@ -41,6 +41,7 @@ class Visit:
     def __init__(self, browser, path: Path, screen: str = "desktop", scheme: str = "light"):
         self.context = browser.new_context(color_scheme=scheme, **SCREENS[screen])
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)  # CI shares its two cores
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
@@ -48,7 +49,7 @@ class Visit:
         self.page.on("dialog", lambda dialog: self.said.append(f"dialog: {dialog.message}"))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+        self.page.wait_for_selector("html[data-ready=yes]")
         self.own = path.as_uri()
 
     def check_quiet(self) -> None:

@@ -113,10 +113,11 @@ def _frame(path: Path, name: str, problems: list[str]) -> pl.DataFrame:
 
 def _steps_known(frame: pl.DataFrame) -> pl.DataFrame:
     """The rows that say which update they belong to, every column in its type; what does not fit is null."""
-    return frame.with_columns(_typed(name, dtype) for name, dtype in frame.schema.items()).drop_nulls("step")
+    return frame.with_columns(_typed(frame, name) for name in frame.columns).drop_nulls("step")
 
 
-def _typed(name: str, dtype: pl.DataType) -> pl.Expr:
+def _typed(frame: pl.DataFrame, name: str) -> pl.Expr:
+    dtype = frame.schema[name]
     if name in TEXTS:
         return pl.col(name).cast(pl.String, strict=False) if not dtype.is_nested() else pl.lit(None, dtype=pl.String).alias(name)
     if dtype.is_nested() or dtype in (pl.Object, pl.Binary):

@@ -63,7 +63,7 @@ class BiteRecorder:
         """Compares the batch with what the trainer alone would have made of it."""
         from isentrope.control.advantages import trl_advantages
 
-        original = trainer.total_reward(rollouts.reward_parts)
+        original = trainer.total_reward(trainer._scored["rewards"])  # before rows were replaced; one process
         base = trl_advantages(original, trainer.num_generations, scale=trainer.scale_rewards)
         new = rollouts.origin != 0
         base = torch.where(new, 0.0, base)  # a row that was put in is nothing to the objective alone
@@ -99,6 +99,9 @@ class BiteRecorder:
         size = sum(float(b.double().square().sum()) for b in self._theirs) ** 0.5
         self.bites.append(Bite(trainer.state.global_step, shares, apart / size if size else float(apart > 0)))
         self._clear()
+
+    def measured(self) -> Mapping[str, float]:
+        return {}
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isentrope.control.stages import ChainStats, LossResult, predicted_push, removed_shares, stages_of
-from isentrope.control.step import ORIGINS, RowRng, Rollouts, Step
+from isentrope.control.step import ORIGINS, Rollouts, RowRng, Step
 from isentrope.measure.tokens import Discriminant, Entropy, ExpectedDiscriminant, MaxProb, Signal, TargetProb
 from isentrope.provenance import Provenance
 from isentrope.tape import TapeWriter

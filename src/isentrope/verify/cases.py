@@ -129,7 +129,7 @@ def _arrays(path: Path) -> dict[str, numpy.ndarray]:
             if not isinstance(archive, numpy.lib.npyio.NpzFile):
                 raise Unreadable("not an npz archive")
             with archive:
-                size = sum(entry.file_size for entry in archive.zip.infolist())
+                size = sum(entry.file_size for entry in archive.zip.infolist()) if archive.zip is not None else 0
                 if size > MAX_BYTES:
                     raise Unreadable(f"unpacks to more than {MAX_BYTES >> 20} MiB")
                 return {key: archive[key] for key in archive.files}

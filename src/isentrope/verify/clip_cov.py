@@ -17,8 +17,11 @@ def _run(case: Case, link: ClipCov | KLCov, objective: Objective) -> tuple[dict[
     log_probs, control = case.leaf("logp"), chain(link)
     step = step_of(case, log_probs)
     stats = survey(step, objective, control, control.init(), RowRng())
+    found = stats.links[0]
+    if found is None:
+        raise LookupError(f"{link.name} surveyed nothing")
     loss = policy_loss(step, objective, control, stats).loss
-    return {"loss": loss, "grad_logp": gradient(loss, log_probs)[0]}, stats.links[0]
+    return {"loss": loss, "grad_logp": gradient(loss, log_probs)[0]}, found
 
 
 def _clip_cov(case: Case, ratio: float, low: float, high: float) -> Outputs:

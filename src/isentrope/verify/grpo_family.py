@@ -1,6 +1,7 @@
 """Recorded cases of the baselines: TRL 1.16 and verl (sheet `grpo-family`)."""
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -187,8 +188,9 @@ def outcome_advantages(case: Case) -> Outputs:
 @answers(SLUG, "verl-reinforce-pp*")
 def reinforce_pp(case: Case) -> Outputs:
     mask, produced = case.mask(), {}
+    releases: tuple[tuple[str, Literal["carry", "reset"]], ...] = (("", "carry"), ("jan2026_", "reset"))
     for gamma in case.param("gamma"):
-        for release, holes in (("", "carry"), ("jan2026_", "reset")):
+        for release, holes in releases:
             returns = advantages.discounted_returns(case["token_rewards"], mask, gamma=gamma, holes=holes)
             whitened = advantages.whiten(returns, mask)
             for key in {f"g{round(100 * gamma)}", f"g{int(100 * gamma)}"}:  # "g<100*gamma>", rounded or cut

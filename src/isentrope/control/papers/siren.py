@@ -113,7 +113,7 @@ class Siren(Intervention):
 
     def embedded(self) -> "Siren":
         """A weight that a run of twenty updates can feel."""
-        return replace(self, beta=1.0)
+        return replace(self, beta=0.1)
 
     def recipe(self) -> Objective:
         """Dr.GRPO with a symmetric window of 0.28 (released script)."""
