@@ -228,6 +228,7 @@ def test_masked_rows_and_short_batches_are_finite():
     assert adv.whiten(adv.spread(reward, one), one).abs().max() < 1e-4
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"num_generations must divide the 5 rows\. Got 4"):
         adv.trl_advantages(torch.zeros(5), 4)

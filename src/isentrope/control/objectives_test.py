@@ -306,11 +306,13 @@ def test_extreme_log_ratios_are_finite(name, size, dtype):
     ("delta", 0.0, "delta must be above 0"), ("log_ratio_clamp", -20.0, "log_ratio_clamp must be above 0"), ("kl_coef", -0.1, "kl_coef must be at least 0"),
     ("tau_negative", 0.0, "tau_negative must be above 0"), ("kl_coef", 0.1, "kl must name an estimator"), ("epsilon_cap", 0.0, "epsilon_cap must be above 0"),
 ])  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_a_wrong_parameter_is_named(field, value, words):
     with pytest.raises(ValueError, match=words):
         Objective(**{field: value})
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_not_carried_is_refused_by_name():
     for loss_type in ("luspo", "vespo", "gspo"):
         with pytest.raises(ValueError, match=rf"must be one of grpo, bnpo, dr_grpo, dapo, cispo, sapo\. Got '{loss_type}'\. GSPO is"):

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from isentrope.control.objectives import Bounds, Objective
-from isentrope.control.step import Need, Progress, RowRng, Rollouts, State, Stats, Step
+from isentrope.control.step import Need, Progress, Rollouts, RowRng, State, Stats, Step
 from isentrope.measure.tokens import Signal
 
 

@@ -185,9 +185,10 @@ def test_chains_flatten_and_keys_are_unique():
     assert chain() == Chain()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_link_that_is_no_intervention_is_refused_with_the_way_out():
-    with pytest.raises((ValueError, TypeError), match=r"must be an Intervention\. Got 'clip-cov'.*registry\.build|Type-check error.*links"):
-        chain("clip-cov")  # the type checker of the test run may speak first
+    with pytest.raises((ValueError, TypeError), match=r"must be an Intervention\. Got 'clip-cov'.*registry\.build"):
+        chain("clip-cov")
 
 
 def test_two_policies_of_one_ratio_are_refused():

@@ -161,6 +161,7 @@ def test_a_damaged_file_is_a_failed_row(tmp_path, damage):
     assert "\n" not in row(result)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("meta", "words"), [
     (None, "no meta string"), ("{", "meta is not JSON"), ("[]", "not a JSON object"), ({"params": {}}, "names no tolerance"),
     ({"tolerance": "small"}, "names no tolerance"), ({"tolerance": -1}, "names no tolerance"), ({"tolerance": 1e-9, "params": []}, "params of meta"),
@@ -170,6 +171,7 @@ def test_a_meta_that_says_too_little_is_a_failed_row(tmp_path, meta, words):
     assert words in check(write(tmp_path, meta=meta)).reason
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_missing_and_unfit_inputs_are_failed_rows(tmp_path):
     assert "the file has no in_logp; it has logp2, ref_logp, reward" in check(write(tmp_path, in_logp=None, in_logp2=numpy.ones(1))).reason
     assert "in_logp holds <U1, not numbers" in check(write(tmp_path, in_logp=numpy.array(["x"]))).reason
