@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 import yaml
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl import GRPOConfig
 
 from isentrope.config import Config
@@ -124,7 +124,8 @@ class Run:
         self.progress.start(int(self.args.max_steps))
         previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
-            self.trainer.train(resume_from_checkpoint=None if self.resumed is None else str(self.resumed.path))
+            if not self._already_trained():
+                self.trainer.train(resume_from_checkpoint=None if self.resumed is None else str(self.resumed.path))
         finally:
             signal.signal(signal.SIGINT, previous)
             self.writer.flush(self.trainer.state.global_step)
@@ -132,6 +133,17 @@ class Run:
         if self.interrupted:
             return RunResult(self.directory, {}, interrupted=True)
         return RunResult(self.directory, self.finish())
+
+    def _already_trained(self) -> bool:
+        """Whether the checkpoint holds the last update: then only its weights are wanted. (transformers would train one more.)"""
+        if self.resumed is None:
+            return False
+        state = TrainerState.load_from_json(str(self.resumed.path / "trainer_state.json"))
+        if not 0 < state.max_steps <= state.global_step:
+            return False
+        self.trainer._load_from_checkpoint(str(self.resumed.path))
+        self.trainer.state = state
+        return True
 
     def _interrupt(self, number, frame) -> None:
         if self.interrupted:
