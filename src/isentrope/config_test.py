@@ -154,7 +154,7 @@ def test_a_file_that_is_no_configuration(text, words, write):
 
 
 def test_a_missing_file_names_the_presets():
-    with pytest.raises(UserError, match="no file nowhere.yaml.*demo"):
+    with pytest.raises(UserError, match=r"no file nowhere\.yaml.*demo"):
         load("nowhere.yaml")
 
 

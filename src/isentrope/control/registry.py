@@ -20,9 +20,9 @@ def registry() -> Mapping[str, type[Intervention]]:
         if module.name.endswith("_test"):
             continue
         for value in vars(importlib.import_module(f"{papers.__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Intervention) and "name" in value.__dict__:
-                if found.setdefault(value.name, value) is not value:
-                    raise ValueError(f"registry: two interventions are called {value.name!r}: {found[value.name]} and {value}.")
+            named = isinstance(value, type) and issubclass(value, Intervention) and "name" in value.__dict__
+            if named and found.setdefault(value.name, value) is not value:
+                raise ValueError(f"registry: two interventions are called {value.name!r}: {found[value.name]} and {value}.")
     return dict(sorted(found.items()))
 
 

@@ -63,6 +63,6 @@ def test_conflicts_come_from_the_declaration_alone():
         name = "mine"
         replaces = frozenset({"beta"})
 
-    with pytest.raises(UserError, match="trl.beta=0.1 and the intervention 'mine'"):
+    with pytest.raises(UserError, match=r"trl\.beta=0\.1 and the intervention 'mine'"):
         refuse_same_meaning({"beta": 0.1}, Chain((Mine(),), ("mine",)))
     refuse_same_meaning({"beta": 0.0, "epsilon": 0.3}, Chain((Mine(),), ("mine",)))
