@@ -39,7 +39,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_only_the_standard_library_is_imported_at_the_start():
     found = python("-c", STANDARD)
-    extra = set(yaml.safe_load(found.stdout)) - {name for name in _at_start()}
+    extra = set(yaml.safe_load(found.stdout)) - set(_at_start())
     assert extra == set()
 
 

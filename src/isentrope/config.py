@@ -273,7 +273,7 @@ def _set(flags: dict[str, Any], item: str) -> None:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"--set {path}: the value is not YAML: {text!r} ({' '.join(str(error).split())}).") from error
-    at = flags
+    at: dict[str, Any] = flags
     for depth, key in enumerate(keys[:-1]):
         below = at.get(key, {})
         if isinstance(below, str) and depth == 0 and key in BY_NAME:

@@ -37,12 +37,12 @@ def build(specs: Sequence[str | Mapping[str, Any] | Intervention]) -> Chain:
 def _one(spec: str | Mapping[str, Any] | Intervention) -> Intervention:
     if isinstance(spec, Intervention):
         return spec
-    given = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = given.pop("name", None)
+    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = str(given.pop("name", None))
     known = registry()
     if name not in known:
-        raise ValueError(f"control: unknown intervention {name!r}.{_nearest(str(name), known)} Known: {', '.join(known)}.")
-    parameters = [item.name for item in fields(known[name])]
+        raise ValueError(f"control: unknown intervention {name!r}.{_nearest(name, known)} Known: {', '.join(known)}.")
+    parameters = [item.name for item in fields(known[name])]  # type: ignore[arg-type]  # every intervention is a dataclass
     for key in given:
         if key not in parameters:
             raise ValueError(f"control: {name} has no parameter {key!r}.{_nearest(key, parameters)} It takes: {', '.join(parameters) or 'none'}.")

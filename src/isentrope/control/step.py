@@ -121,7 +121,7 @@ class Rollouts:
             "correct": torch.full((rows,), float("nan"), device=device),
             "truncated": torch.zeros(rows, dtype=torch.bool, device=device),
         }
-        return cls(**(values | known))
+        return cls(**(values | known))  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return self.row_id.shape[0]
