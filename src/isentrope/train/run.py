@@ -192,7 +192,7 @@ class Run:
             trainer._save_rng_state(str(path))
             trainer.state.save_to_json(str(path / "trainer_state.json"))
             for rank, state in states.items():
-                torch.save(dict(state), path / host_state_name(rank))
+                checkpoint.save_state(path / host_state_name(rank), dict(state))
             write_json_atomic(path / "run_state.json", {"best": self.best})
 
         self.writer.flush(step)

@@ -11,6 +11,7 @@ Checked against TRL 1.16; it relies on these private methods: `_generate_and_sco
 `_buffered_inputs`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ from isentrope.train.batch import as_text, gather_step, is_correct, pack, unpack
 from isentrope.train.carried import built, check_host, objective_of, refuse_options
 from isentrope.train.head import attach_head, completion_signals
 from isentrope.train.rollout import RolloutStages
+from isentrope.train.state import pack_state, unpack_state
 
 
 class Recorder(Protocol):
@@ -328,12 +330,14 @@ class IsentropeTrainer(GRPOTrainer):
         return (total[0] / total[1].clamp(min=1.0)).item()
 
     def _stop_non_finite(self, step: Step, inputs: Mapping[str, Tensor], result: LossResult) -> None:
-        stage = first_non_finite(step, result)
+        self._stop(first_non_finite(step, result), {key: value for key, value in inputs.items() if isinstance(value, Tensor)})
+
+    def _stop(self, stage: str, batch: Any) -> None:
         path = None
         if self.failure_directory is not None:
             path = self.failure_directory / f"failed-step-{self.state.global_step + 1:08d}-rank{self.accelerator.process_index}.pt"
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({key: value for key, value in inputs.items() if isinstance(value, Tensor)}, path)
+            torch.save(batch, path)
         raise NonFiniteLoss(stage, self.state.global_step + 1, path)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -354,6 +358,8 @@ class IsentropeTrainer(GRPOTrainer):
         found = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.last_grad_norm = float(found) if found is not None else float("nan")
         self.last_learning_rate = float(self._get_learning_rate())
+        if found is not None and not math.isfinite(self.last_grad_norm) and self.accelerator.scaler is None:  # fp16's scaler skips such a step
+            self._stop("the gradient (backward pass)", [dict(part) for part in self._buffered_inputs])
         return found
 
     def will_log(self) -> bool:
@@ -375,7 +381,7 @@ class IsentropeTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        torch.save(self.host_state(), folder / host_state_name(self.accelerator.process_index))
+        torch.save(pack_state(self.host_state()), folder / host_state_name(self.accelerator.process_index))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -383,7 +389,7 @@ class IsentropeTrainer(GRPOTrainer):
             path = Path(checkpoint) / host_state_name(self.accelerator.process_index)
             if not path.is_file():
                 raise UserError(f"{checkpoint} holds no {path.name}: it was not written by isentrope's host, so its resume would drift.")
-            self.load_host_state(torch.load(path, weights_only=True, map_location=self.accelerator.device))
+            self.load_host_state(unpack_state(torch.load(path, weights_only=True, map_location=self.accelerator.device)))
 
     def host_state(self) -> dict[str, Any]:
         """Everything of ours and TRL's that the stock checkpoint does not hold."""

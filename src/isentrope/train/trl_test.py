@@ -236,6 +236,21 @@ def test_nan_loss_stops_the_run_saves_the_batch_and_names_the_stage(model_path, 
     assert set(torch.load(stop.value.path, weights_only=True)) >= {"completion_ids", "advantages"}
 
 
+def test_nan_gradient_stops_before_the_weights_see_it(model_path, tmp_path):
+    class Poisoned(IsentropeTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            if self.state.global_step == 1:
+                loss.register_hook(lambda gradient: gradient * float("nan"))
+            return loss
+
+    trainer = Poisoned(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path), train_dataset=toy_prompts())
+    with pytest.raises(NonFiniteLoss, match=r"step 2: not finite, first in the gradient \(backward pass\)") as stop:
+        trainer.train()
+    assert all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters())
+    assert set(torch.load(stop.value.path, weights_only=True)[0]) >= {"completion_ids", "advantages"}
+
+
 def test_rewards_that_are_all_none_train_nothing_and_stay_finite(model_path, tmp_path):
     trainer = IsentropeTrainer(
         model=model_path, reward_funcs=lambda completions, **columns: [None] * len(completions), args=options(tmp_path), train_dataset=toy_prompts()
