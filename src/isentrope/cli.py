@@ -181,7 +181,7 @@ def _figures(directory: Path, summary: dict[str, Any], seconds: float) -> None:
         print(f"pass@16      {number('pass@16.start')} -> {number('pass@16')}")
     else:
         print(f"reward       {number('reward.start')} -> {number('reward.end')}")
-    print(f"entropy      {number('entropy.start')} -> {number('entropy.end')} nats (current policy, exact, token mean)")
+    print(f"entropy      {number('entropy.start')} -> {number('entropy.end')} nats ({summary.get('entropy.of', '-')}; current policy, exact, token mean)")
     print(f"steps        {number('steps', '{}')}")
     print(f"time         {seconds / 60:.1f} min")
     page = directory / "report.html"

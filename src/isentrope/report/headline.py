@@ -60,7 +60,7 @@ def name_of(value: Any, otherwise: str) -> str:
 
 def sentence(run: Run) -> str:
     """What happened, in one sentence, from the tape alone."""
-    pass1, reward, entropy = metric(run, "pass@1"), change(run, "reward/mean"), change(run, "entropy/mean")
+    pass1, reward, entropy = metric(run, "pass@1"), change(run, "reward/mean"), entropy_change(run)
     parts = []
     if len(pass1) >= 2:
         first, last = float(pass1["value"][0]), float(pass1["value"][-1])
@@ -87,6 +87,14 @@ def _two(value: float) -> str:
 def change(run: Run, name: str) -> tuple[float, float] | None:
     """Start and end of a column of the step rows (`edges`); None while there are fewer than FEW rows."""
     return edges(values(run.steps, name)) if len(run.steps) >= FEW else None
+
+
+def entropy_change(run: Run) -> tuple[float, float] | None:
+    """Token entropy at the first and the last evaluation, of the same responses as pass@1; of the training responses where there are none."""
+    held_out = metric(run, "entropy")
+    if len(held_out) >= 2:
+        return float(held_out["value"][0]), float(held_out["value"][-1])
+    return change(run, "entropy/mean")
 
 
 def _what(run: Run) -> Markup:
@@ -118,7 +126,7 @@ def _state(run: Run) -> Markup | None:
 
 def _plain(run: Run) -> Markup | None:
     """The same in plain language, for a reader who does not know pass@k or nats."""
-    pass1, entropy = metric(run, "pass@1"), change(run, "entropy/mean")
+    pass1, entropy = metric(run, "pass@1"), entropy_change(run)
     said = []
     if len(pass1):
         right = percent(float(pass1["value"][-1]))
@@ -144,7 +152,7 @@ def tiles_of(run: Run) -> list[Tile]:
     larger = [k for k in pass_counts(run) if k > 1]
     if larger:
         tiles.append(_pass_tile(run, larger[-1]))
-    tiles.append(_step_tile(run, "entropy", "entropy/mean", "nats per token, training responses", "entropy"))
+    tiles.append(_entropy_tile(run))
     if not larger:
         tiles.append(_step_tile(run, "reward", "reward/mean", "mean of the training responses", "learn"))
     tokens = generated_tokens(run)
@@ -160,6 +168,15 @@ def tiles_of(run: Run) -> list[Tile]:
     threads = finite(run.record.get("threads"))
     tiles.append(Tile("time", duration(seconds), None, f"{threads:.0f} thread{'' if threads == 1 else 's'}" if threads else ""))
     return tiles
+
+
+def _entropy_tile(run: Run) -> Tile:
+    held_out = metric(run, "entropy")
+    if len(held_out) < 2:
+        return _step_tile(run, "entropy", "entropy/mean", "nats per token, training responses", "entropy")
+    first, last = (float(held_out["value"][at]) for at in (0, -1))
+    trace = (values(held_out, "step"), values(held_out, "value"))
+    return Tile("entropy", _two(last), _two(first), "nats per token, held-out responses", trace, "entropy")
 
 
 def _step_tile(run: Run, label: str, name: str, note: str, colour: str) -> Tile:

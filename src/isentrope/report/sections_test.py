@@ -60,10 +60,17 @@ def test_thinning_skips_what_is_missing():
 
 def test_the_sentence_tells_the_tape(run):
     rows = learning.metric(run, "pass@1")["value"]
-    start, end = run.steps["entropy/mean"][:3].mean(), run.steps["entropy/mean"][-3:].mean()
+    start, *_, end = learning.metric(run, "entropy")["value"]
     said = headline.sentence(run)
     assert said.startswith(f"Right answers rose from {words.percent(rows[0])} to {words.percent(rows[-1])}, and entropy fell from {start:.2f}")
     assert headline.short(end, 2) in said
+
+
+def test_without_evaluations_entropy_is_that_of_the_training_responses(run):
+    alone = dataclasses.replace(run, evals=run.evals.clear())
+    start, end = run.steps["entropy/mean"][:3].mean(), run.steps["entropy/mean"][-3:].mean()
+    assert headline.entropy_change(alone) == pytest.approx((start, end))
+    assert [tile.note for tile in headline.tiles_of(alone) if tile.label == "entropy"] == ["nats per token, training responses"]
 
 
 def test_five_tiles(run):

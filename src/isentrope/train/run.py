@@ -390,6 +390,7 @@ def summarise(tape: Tape, best: Mapping[str, float]) -> dict[str, Any]:
             "tokens": float(rows["tokens"].sum()),
             "entropy.start": float(rows["entropy/mean"][:edge].mean()),
             "entropy.end": float(rows["entropy/mean"][-edge:].mean()),
+            "entropy.of": "training responses, first and last twentieth of the updates",
             "reward.start": float(rows["reward/mean"][:edge].mean()),
             "reward.end": float(rows["reward/mean"][-edge:].mean()),
         }
@@ -399,8 +400,9 @@ def summarise(tape: Tape, best: Mapping[str, float]) -> dict[str, Any]:
         for row in final.iter_rows(named=True):
             summary[row["metric"]] = row["value"]
             summary[f"{row['metric']}.low"], summary[f"{row['metric']}.high"] = row["low"], row["high"]
-        for row in first.iter_rows(named=True):
-            summary[f"{row['metric']}.start"] = row["value"]
+        if first["step"][0] < final["step"][0]:
+            summary |= {f"{row['metric']}.start": row["value"] for row in first.iter_rows(named=True)}
+            summary |= {"entropy.end": summary["entropy"], "entropy.of": "held-out responses, first and last evaluation"}
         summary["best.pass@1"], summary["best.step"] = best["pass@1"], best["step"]
     return summary
 

@@ -53,8 +53,8 @@ def _lead(step: np.ndarray, mean: np.ndarray) -> str:
     start, end = ends
     way = moved(start, end)
     if way == "stayed":
-        return f"Mean token entropy stayed near {short(end)} nats."
-    text = f"Mean token entropy {way} from {short(start)} to {short(end)} nats"
+        return f"Mean token entropy of the training responses stayed near {short(end)} nats."
+    text = f"Mean token entropy of the training responses {way} from {short(start)} to {short(end)} nats (first and last twentieth of the updates)"
     if way == "rose":
         return text + "."
     text += f", {times(end / start)} of its start"

@@ -1,0 +1,39 @@
+"""What a run says of itself in the end."""
+
+import pytest
+
+from isentrope.tape import Tape, TapeWriter
+from isentrope.train.run import summarise
+
+STEPS = [
+    {"step": step, "seconds": 0.5, "tokens": 10.0, "entropy/mean": 1.0 / step, "reward/mean": step / 40} for step in range(1, 41)
+]  # fmt: skip
+
+
+def evals(step: int, entropy: float, pass1: float) -> list[dict]:
+    figures = {"pass@1": pass1, "entropy": entropy}
+    return [{"step": step, "metric": name, "value": value, "low": value - 0.01, "high": value + 0.01} for name, value in figures.items()]
+
+
+def summary(tmp_path, rows: list[dict]) -> dict:
+    writer = TapeWriter(tmp_path / "tape")
+    writer.append("steps", STEPS)
+    if rows:
+        writer.append("evals", rows)
+    writer.flush(40)
+    return summarise(Tape.read(tmp_path), {"pass@1": 0.9, "step": 40})
+
+
+def test_start_and_end_are_of_the_same_responses(tmp_path):
+    found = summary(tmp_path, evals(0, 0.35, 0.3) + evals(20, 0.1, 0.8) + evals(40, 0.02, 0.9))
+    assert (found["entropy.start"], found["entropy.end"], found["pass@1.start"], found["pass@1"]) == (0.35, 0.02, 0.3, 0.9)
+    assert found["entropy.of"].startswith("held-out")
+    assert (found["steps"], found["seconds"], found["pass@1.low"], found["best.step"]) == (40, 20.0, 0.89, 40)
+
+
+@pytest.mark.parametrize("rows", [[], evals(40, 0.02, 0.9)])
+def test_without_two_evaluations_entropy_is_that_of_the_training_responses(tmp_path, rows):
+    found = summary(tmp_path, rows)
+    assert (found["entropy.start"], found["entropy.end"]) == pytest.approx((0.75, (1 / 39 + 1 / 40) / 2))
+    assert found["entropy.of"].startswith("training")
+    assert "pass@1.start" not in found
