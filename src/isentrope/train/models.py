@@ -168,6 +168,6 @@ def _smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     options: dict[str, Any] = {"gguf_file": SMOLLM2_FILE, "trust_remote_code": False, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **options)
-    model.hf_quantizer = None  # the weights are dequantised now; while these two stand, save_pretrained refuses
+    model.hf_quantizer, model.is_quantized = None, False  # the weights are dequantised now; while these stand, training and saving refuse
     vars(model.config).pop("quantization_config", None)
     return model, tokenizer
