@@ -19,7 +19,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from isentrope.measure.signals import LogProb, NucleusEntropy, Rank, Signal, SumSquares
 
@@ -28,7 +27,7 @@ ROWS = 1024  # tokens per tile, where there are that many
 WHOLE_ROWS = 1 << 21  # logits per tile of signals that rank a whole row
 SLOPES = 1 << 23  # 16-bit slopes gathered before a product, so that few partial products are rounded
 
-_FLOOR = -1e4  # stands for ln 0 relative to the top: exp of it is 0 in every dtype
+_FLOOR = -1e30  # stands for -inf relative to the top: below every logit, exp of it is 0, and it can be multiplied
 _HALF = (torch.bfloat16, torch.float16)
 _NEEDS = {  # which sums a signal is made of
     "entropy": {"ey"},
@@ -88,7 +87,8 @@ class Tiles:
         # the product leaves with this factor: all of scale and temperature, or the argument of tanh
         self.factor = head.slope if head.softcap is None else head.scale / head.softcap
         self.bias = None if bias is None else bias.to(head.exact)
-        self.holds_minus_inf = bias is not None and head.softcap is None and bool(torch.isneginf(bias).any())
+        # -inf, and what overflows once multiplied (a mask may well be written as the lowest finite number)
+        self.holds_minus_inf = self.bias is not None and head.softcap is None and bool((self.bias * self.factor < _FLOOR).any())
         self.reference = self._target_products() if head.product in _HALF else None
         size = grid.rows * grid.columns
         self._z, self._e, self._w = (torch.empty(size, dtype=head.exact, device=hidden.device) for _ in range(3))
@@ -240,15 +240,15 @@ def measure(tiles: Tiles, signals: Sequence[Signal]) -> dict[str, Tensor]:
     for columns in spans(vocab, grid.columns):
         for rows in spans(tokens, grid.rows):
             y, e = sums.add(tiles, rows, columns)
-            if ranked:  # counted from the other side, so that a NaN row ranks behind everything
+            if ranked:
                 own = (sums.own[rows] - sums.base(rows)).unsqueeze(-1)
-                ranks[rows] = vocab - (y <= (own.clamp(min=_FLOOR) if tiles.holds_minus_inf else own)).sum(-1)
+                ranks[rows] = (y > (own.clamp(min=_FLOOR) if tiles.holds_minus_inf else own)).sum(-1)
             for signal in nuclei:
                 values[signal.key][rows] = nucleus(e, sums.parts["e"][rows], signal).entropy
     found = sums.finish(tiles.shift(slice(None)), vocab)
     nowhere = torch.isnan(found["total"])
     values |= {signal.key: found["entropy"] for signal in signals if keeps_all(signal, vocab)}
-    return found | {"rank": ranks} | {key: torch.where(nowhere, math.nan, value) for key, value in values.items()}
+    return found | {"rank": ranks.masked_fill_(nowhere, vocab)} | {key: torch.where(nowhere, math.nan, value) for key, value in values.items()}
 
 
 # --- the nucleus
@@ -336,12 +336,11 @@ class TokenSignals(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None):
         hidden, weight, bias, target, base, total, entropy, squares = ctx.saved_tensors
         given = {signal: g for signal, g in zip(ctx.signals, gradients, strict=True) if signal.grad and g is not None}
         wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             # a token without gradient is left out: quicker, and nothing that it holds (NaN under a mask) can reach the others
             active = torch.zeros_like(base, dtype=torch.bool)
             for g in given.values():
@@ -350,11 +349,28 @@ class TokenSignals(torch.autograd.Function):
             chosen = slice(None) if all_active else active.nonzero().squeeze(-1)
             rows = [None if value is None else value[chosen] for value in (base, total, entropy, squares)]
             slopes = Slopes.of({signal: g[chosen] for signal, g in given.items()}, rows, weight.shape[0])
-            grads = pull_back(hidden[chosen], weight, bias, target[chosen], ctx.head, slopes, wanted)
-        grad_hidden = grads[0] if grads[0] is None else grads[0].to(hidden.dtype)
-        if grad_hidden is not None and not all_active:
-            grad_hidden = torch.zeros_like(hidden).index_copy_(0, chosen, grad_hidden)
-        return grad_hidden, *grads[1:], None, None, None
+            grad_hidden, *others = pull_back(hidden[chosen], weight, bias, target[chosen], ctx.head, slopes, wanted)
+            if grad_hidden is not None:
+                grad_hidden = grad_hidden.to(hidden.dtype)
+                if not all_active:
+                    grad_hidden = torch.zeros_like(hidden).index_copy_(0, chosen, grad_hidden)
+        found = (grad_hidden, *others)
+        if torch.is_grad_enabled():  # create_graph=True
+            sources = [x for x in (hidden, weight, bias, *given.values()) if x is not None and x.requires_grad]
+            found = tuple(None if g is None else FirstOrder.apply(g, *sources) for g in found)
+        return *found, None, None, None
+
+
+class FirstOrder(torch.autograd.Function):
+    """A gradient that depends on `sources` and says so when it is differentiated, instead of passing for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor):
+        raise RuntimeError("token_signals: its gradients cannot be differentiated again. Use token_signals_from_logits where second order is needed.")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def token_signals(
         return {}
     head = Head(float(logit_scale), None if softcap is None else float(softcap), float(temperature), _product_dtype(hidden, weight, precise))
     flat = hidden.reshape(-1, hidden.shape[-1])
-    values = TokenSignals.apply(flat, weight, bias, target.reshape(-1), head, tuple(wanted.values()))
+    values = TokenSignals.apply(flat, weight, bias, target.reshape(-1).long(), head, tuple(wanted.values()))
     return {key: value.reshape(target.shape) for key, value in zip(wanted, values, strict=True)}
 
 
@@ -107,7 +107,7 @@ def token_signals_from_logits(
     found = {}
     for key, signal in _distinct(name, signals).items():
         with torch.set_grad_enabled(signal.grad and torch.is_grad_enabled()):
-            found[key] = _DEFINITIONS[type(signal)](z, target.unsqueeze(-1), signal)
+            found[key] = _DEFINITIONS[type(signal)](z, target.long().unsqueeze(-1), signal)
     return found
 
 
@@ -136,7 +136,7 @@ def _discriminants(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rank(z: Tensor, k: Tensor, _: Signal) -> Tensor:
-    return z.shape[-1] - (z <= z.gather(-1, k)).sum(-1)
+    return torch.where(torch.isfinite(z.logsumexp(-1)), (z > z.gather(-1, k)).sum(-1), z.shape[-1])
 
 
 def _nucleus_entropy(z: Tensor, k: Tensor, signal: Signal) -> Tensor:
