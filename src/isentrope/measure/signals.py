@@ -15,11 +15,12 @@ from dataclasses import dataclass
 class Signal:
     """A number per token. `key` names it in results; it carries gradient when `grad` is True and is detached otherwise."""
 
-    grad = False  # not annotated: as a field of this class it would come first in the subclasses
+    grad = False  # neither annotated: as fields of this class they would come first in the subclasses
+    name = ""
 
     @property
     def key(self) -> str:
-        raise NotImplementedError
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LogProb(Signal):
     """ln p_k, nats, <= 0; -inf where the target's logit is -inf. Gradient: d/dz_i = [i = k] - p_i."""
 
     grad: bool = True
-    key = "log_prob"
+    name = "log_prob"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Entropy(Signal):
     """H, nats, in [0, ln vocab]. Gradient: d/dz_i = -p_i (ln p_i + H)."""
 
     grad: bool = False
-    key = "entropy"
+    name = "entropy"
 
 
 @dataclass(frozen=True)
@@ -43,56 +44,56 @@ class SumSquares(Signal):
     """sum_i p_i^2, in [1 / vocab, 1]; its negative logarithm is the Renyi-2 entropy. Gradient: d/dz_i = 2 p_i (p_i - sum p^2)."""
 
     grad: bool = False
-    key = "sum_p2"
+    name = "sum_p2"
 
 
 @dataclass(frozen=True)
 class Discriminant(Signal):
     """S_k = p_k (ln p_k + H), nats: raising the target's logit takes it from H. 0 where p_k is 0. No gradient."""
 
-    key = "S"
+    name = "S"
 
 
 @dataclass(frozen=True)
 class ExpectedDiscriminant(Signal):
     """N = sum_i p_i S_i, nats, >= 0: the mean of S under the policy itself. No gradient."""
 
-    key = "N"
+    name = "N"
 
 
 @dataclass(frozen=True)
 class TargetProb(Signal):
     """p_k. No gradient."""
 
-    key = "p"
+    name = "p"
 
 
 @dataclass(frozen=True)
 class MaxProb(Signal):
     """The largest probability, in [1 / vocab, 1]. No gradient."""
 
-    key = "max_p"
+    name = "max_p"
 
 
 @dataclass(frozen=True)
 class Varentropy(Signal):
     """Variance of -ln p under p, nats^2, >= 0. No gradient."""
 
-    key = "varentropy"
+    name = "varentropy"
 
 
 @dataclass(frozen=True)
 class MeanLogit(Signal):
     """Mean over the vocabulary of the logits as they enter the softmax (-inf if one of them is). No gradient."""
 
-    key = "mean_logit"
+    name = "mean_logit"
 
 
 @dataclass(frozen=True)
 class Rank(Signal):
     """How many tokens are strictly more likely than the target, int64; 0 means that none is. No gradient."""
 
-    key = "rank"
+    name = "rank"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class NucleusEntropy(Signal):
     top_p: float = 0.8
     top_k: int | None = None
     grad: bool = False
+    name = "nucleus_entropy"
 
     def __post_init__(self) -> None:
         if not self.top_p > 0:
@@ -119,7 +121,7 @@ class NucleusEntropy(Signal):
     @property
     def key(self) -> str:
         top_p = float(self.top_p)
-        return f"nucleus_entropy[{top_p}]" if self.top_k is None else f"nucleus_entropy[{top_p},{self.top_k}]"
+        return f"{self.name}[{top_p}]" if self.top_k is None else f"{self.name}[{top_p},{self.top_k}]"
 
 
 SIGNALS: tuple[type[Signal], ...] = (

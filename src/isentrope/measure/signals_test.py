@@ -16,7 +16,6 @@ from isentrope.measure.signals import (
     MeanLogit,
     NucleusEntropy,
     Rank,
-    Signal,
     SumSquares,
     TargetProb,
     Varentropy,
@@ -158,6 +157,7 @@ def test_a_nucleus_that_cannot_be_is_refused(arguments, words):
     assert words in str(caught.value)
 
 
-def test_the_base_class_is_not_a_signal():
-    with pytest.raises(NotImplementedError):
-        _ = Signal().key
+def test_keys():
+    assert [signal.key for signal in (*EVERY, NucleusEntropy(1, 5))] == [
+        "log_prob", "entropy", "sum_p2", "nucleus_entropy[1.5]", "S", "N", "max_p", "p", "varentropy", "mean_logit", "rank", "nucleus_entropy[1.0,5]",
+    ]  # fmt: skip

@@ -400,7 +400,7 @@ class Slopes:
                 c, a = 2 * g / total**2, _plus(a, -2 * g * squares / total)
             else:  # -g p (y - L + H)
                 b, a = _plus(b, -g / total), _plus(a, -g / total * (entropy - total.log()))
-        return Slopes(base, total, *(None if x is None else x.unsqueeze(-1) for x in (a, b, c, own)), tuple(nuclei))
+        return Slopes(base, total, *(None if x is None else x.unsqueeze(-1) for x in (a, b, c, own)), nuclei=tuple(nuclei))
 
     def of_tile(self, tiles: Tiles, rows: slice, columns: slice) -> Tensor:
         """The gradient with respect to factor x product + bias of a tile, as a tile of the exact dtype."""
@@ -455,16 +455,7 @@ def pull_back(
     for wide in spans(vocab, block):
         collected = None  # the weight's gradient over several row tiles, where the product cannot be added in place
         for rows in spans(tokens, grid.rows):
-            slope = None if gathered is None else gathered[: (rows.stop - rows.start) * (wide.stop - wide.start)].view(-1, wide.stop - wide.start)
-            for columns in spans(wide.stop - wide.start, grid.columns):
-                narrow = slice(wide.start + columns.start, wide.start + columns.stop)
-                tile = slopes.of_tile(tiles, rows, narrow)
-                if grad_bias is not None:
-                    grad_bias[narrow] += tile.sum(0)
-                if slope is None:
-                    slope = tile
-                else:
-                    slope[:, columns] = tile
+            slope = _block(slopes, tiles, rows, wide, gathered, grad_bias)
             if grad_hidden is not None:
                 _accumulate(grad_hidden[rows], slope, tiles.weight[wide].to(head.product))
             if grad_weight is not None:
@@ -479,6 +470,24 @@ def pull_back(
         if collected is not None:
             grad_weight[wide] = collected  # type: ignore[index]
     return grad_hidden, grad_weight, None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
+
+
+def _block(slopes: Slopes, tiles: Tiles, rows: slice, wide: slice, gathered: Tensor | None, grad_bias: Tensor | None) -> Tensor:
+    """The slopes of these tokens and entries: one tile, or several side by side in `gathered`. The bias's gradient takes its part."""
+
+    def one(columns: slice) -> Tensor:
+        tile = slopes.of_tile(tiles, rows, columns)
+        if grad_bias is not None:
+            grad_bias[columns] += tile.sum(0)
+        return tile
+
+    if gathered is None:
+        return one(wide)
+    width = wide.stop - wide.start
+    block = gathered[: (rows.stop - rows.start) * width].view(-1, width)
+    for columns in spans(width, tiles.grid.columns):
+        block[:, columns] = one(slice(wide.start + columns.start, wide.start + columns.stop))
+    return block
 
 
 def _accumulate(sum_: Tensor, left: Tensor, right: Tensor) -> None:
