@@ -30,7 +30,7 @@ class ModelSection(Section):
 
     name: str = Field(default="embedded", description="`embedded`, `smollm2`, a local folder, or a hub name")
     dtype: Literal["auto", "float32", "bfloat16"] | None = Field(
-        default=None, description="weights and products; auto: bfloat16 where this processor has it; none: float32"
+        default=None, description="weights and products; auto: float32 weights, bfloat16 products where the machine has them; none: float32"
     )
     peft: dict[str, Any] | None = Field(default=None, description="fields of peft's LoraConfig; none: all weights train")
 

@@ -42,7 +42,8 @@ class LoadedModel:
 def load(name_or_path: str | Path, *, dtype: str | torch.dtype | None = None) -> LoadedModel:
     """`embedded`, `smollm2`, a local folder, or a hub name.
 
-    `dtype`: None is float32; "auto" is bfloat16 where this machine multiplies it in hardware, else float32.
+    `dtype` of the weights: None and "auto" are float32. (With "auto" a run multiplies in bfloat16 where the machine does that in
+    hardware; the weights stay float32, because at usual learning rates an update is smaller than bfloat16 can add to a weight.)
     Raises ModelError with what was tried and the way out.
     """
     name = str(name_or_path)
@@ -96,12 +97,10 @@ def bfloat16_is_fast() -> bool:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    if dtype is None:
+    if dtype is None or dtype == "auto":
         return torch.float32
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype == "auto":
-        return torch.bfloat16 if bfloat16_is_fast() else torch.float32
     if dtype not in _DTYPES:
         raise ModelError(f"model.dtype must be one of auto, {', '.join(_DTYPES)}, or absent. Got {dtype!r}.")
     return _DTYPES[dtype]

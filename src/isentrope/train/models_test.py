@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isentrope.config import Config
 from isentrope.train import models
 from isentrope.train.models import EMBEDDED, ModelError, check_context, load, lora
+from isentrope.train.run import trainer_arguments
 from isentrope.train.worked import VERBS
 
 
@@ -115,11 +117,16 @@ def test_context_is_checked_with_the_largest_length_that_fits():
         check_context(200, 1, 128)
 
 
-def test_dtype_auto_follows_the_processor(monkeypatch):
-    monkeypatch.setattr(models, "bfloat16_is_fast", lambda: True)
-    assert load("embedded", dtype="auto").model.dtype == torch.bfloat16
-    monkeypatch.setattr(models, "bfloat16_is_fast", lambda: False)
+@pytest.mark.parametrize("fast", [True, False])
+def test_dtype_auto_keeps_float32_weights_and_multiplies_as_the_machine_can(monkeypatch, tmp_path, fast):
+    """In bfloat16 an update of 5e-6 would not reach most weights: half a unit in the last place of 0.05 is 1e-4."""
+    monkeypatch.setattr(models, "bfloat16_is_fast", lambda: fast)
     assert load("embedded", dtype="auto").model.dtype == torch.float32
+    for dtype, wanted in (("auto", fast), ("float32", False), (None, False)):
+        assert trainer_arguments(Config(model={"name": "embedded", "dtype": dtype}), tmp_path).bf16 is wanted
+
+
+def test_an_unknown_dtype_is_named():
     with pytest.raises(ModelError, match=r"model\.dtype.*float16"):
         load("embedded", dtype="float16")
 

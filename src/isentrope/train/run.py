@@ -221,7 +221,7 @@ class Run:
         write_text_atomic(self.directory / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         path = self.directory / MARK
         before = json.loads(path.read_text()) if path.is_file() else {}
-        dtype = str(next(self.trainer.model.parameters()).dtype).removeprefix("torch.")
+        dtype = "bfloat16" if self.args.bf16 else str(next(self.trainer.model.parameters()).dtype).removeprefix("torch.")  # of the logits
         record = {
             "isentrope": version("isentrope"),
             "versions": versions(),
@@ -352,7 +352,7 @@ def trainer_arguments(config: Config, directory: Path) -> GRPOConfig:
         "save_steps": 50,
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,  # TRL turns autocast on by default; the model's own dtype decides
+        "bf16": config.model.dtype == "auto" and models.bfloat16_is_fast(),  # TRL alone would turn autocast on everywhere
     }
     return GRPOConfig(**(own | dict(config.trl)))
 

@@ -89,10 +89,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_SUMS, "suffix": "<think>"},
     ),
     "sums-chat": (
-        "additions of one or two digits in words, for a small chat model",
+        "sums and differences of two digits in words, for a small chat model",
         {
             "reasoning_gym": "chain_sum",
-            "config": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+            "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
             "prompt": "What is {metadata[expression]}? End with the final number.",
             "extract": "last-number",
             "exact": True,
