@@ -1,6 +1,7 @@
-"""Plain GRPO of stock TRL on the embedded model at the default settings: what a demo run will show.
+"""Plain GRPO of stock TRL at the settings of a shipped preset: what a run of it will show.
 
-    python scripts/calibrate.py --seeds 0 1 2 [--steps N] [--model DIR] [--defaults FILE] [--set key=value ...] [--base-only]
+    python scripts/calibrate.py --preset demo --seeds 0 1 2 [--model DIR] [--set key=value ...]
+    python scripts/calibrate.py --preset demo --steps 0 --prompts 256        # the base model alone
 
 Prints one line per evaluation (held-out prompts) and one per seed. TRL's own trainer and loss; nothing of isentrope's host.
 """
@@ -9,13 +10,13 @@ import argparse
 import json
 import time
 import warnings
-from pathlib import Path
 
 import torch
 import yaml
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
+from isentrope import config as configuration
 from isentrope.train.evaluate import evaluate
 from isentrope.train.models import load
 from isentrope.train.tasks import Task, build
@@ -76,7 +77,7 @@ class Evaluate(TrainerCallback):
 def run(seed: int, model_name: str, task: Task, trl: dict, every: int, evaluation: dict) -> Evaluate:
     set_seed(seed)
     loaded = load(model_name)
-    config = GRPOConfig(output_dir="/tmp/calibrate", report_to="none", save_strategy="no", disable_tqdm=True, seed=seed, **trl)
+    config = GRPOConfig(output_dir="/tmp/calibrate", report_to="none", disable_tqdm=True, seed=seed, **trl)
     config.logging_steps = 1
     trainer = GRPOTrainer(
         model=loaded.model,
@@ -106,9 +107,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments.add_argument("--steps", type=int)
-    arguments.add_argument("--model", default="embedded")
-    arguments.add_argument("--task")
-    arguments.add_argument("--defaults", type=Path, required=True)
+    arguments.add_argument("--model")
     arguments.add_argument("--preset", default="demo")
     arguments.add_argument("--every", type=int, default=50)
     arguments.add_argument("--prompts", type=int, default=64)
@@ -116,16 +115,17 @@ def main() -> None:
     arguments.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="a field of TRL's GRPOConfig")
     given = arguments.parse_args()
     warnings.filterwarnings("ignore")
-    preset = yaml.safe_load(given.defaults.read_text())[given.preset]
-    trl = dict(preset["trl"])
+    preset = configuration.load(preset=given.preset)
+    trl = {"bf16": False, "use_cpu": not torch.cuda.is_available(), "save_strategy": "no", **preset.trl}
+    trl.pop("save_steps", None)
     trl.update({key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in given.set)})
     if given.steps is not None:
         trl["max_steps"] = given.steps
-    task = build(given.task or preset["task"])
+    task = build(preset.task)
     evaluation = {"prompts": given.prompts, "samples": given.samples}
     print(json.dumps({"task": task.describe(), "trl": trl, "threads": torch.get_num_threads()}), flush=True)
     for seed in given.seeds:
-        watch = run(seed, given.model, task, trl, given.every, evaluation)
+        watch = run(seed, given.model or preset.model.name, task, trl, given.every, evaluation)
         first, last = watch.rows[0], watch.rows[-1]
         print(
             f"seed {seed}: pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, entropy {first['entropy']:.3f} -> {last['entropy']:.3f} "
