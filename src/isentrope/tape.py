@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from isentrope.errors import UserError
+from isentrope.errors import DiskError, UserError
 from isentrope.files import sync_folder, write_bytes_atomic, write_json_atomic, write_text_atomic
 from isentrope.provenance import Provenance, ProvenanceError, combine
 
@@ -63,6 +63,10 @@ __all__ = [
 
 class TapeError(UserError, RuntimeError):
     """A tape that cannot be read or written; the message names the file."""
+
+
+class TapeDiskError(DiskError, TapeError):
+    """A part that the disk refuses."""
 
 
 # --- writing
@@ -269,7 +273,7 @@ def _guarded(path: Path, action: Callable[[], object]) -> None:
         action()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise TapeError(
+        raise TapeDiskError(
             f"tape: {path} cannot be written: {reason}. The parts on disk are whole and what was not written is still in memory; "
             "make room and flush again, or resume the run later."
         ) from error

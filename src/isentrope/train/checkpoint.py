@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from isentrope.errors import UserError
+from isentrope.errors import DiskError, UserError
 from isentrope.files import sync_folder, write_json_atomic
 from isentrope.train.state import StateError, pack_state, rng_state, set_rng_state, unpack_state
 
@@ -33,13 +33,17 @@ _STEP = re.compile(r"step-(\d{8,})")
 _HIDDEN = re.compile(r"\.(?:tmp|old)-step-\d{8,}-(\d+)")
 
 __all__ = [
-    "MANIFEST", "Checkpoint", "CheckpointError", "StateError", "damage", "latest", "load_state", "pack_state", "rng_state", "save",
-    "save_state", "set_rng_state", "unpack_state",
+    "MANIFEST", "Checkpoint", "CheckpointDiskError", "CheckpointError", "StateError", "damage", "latest", "load_state", "pack_state", "refusal",
+    "rng_state", "save", "save_state", "set_rng_state", "unpack_state",
 ]  # fmt: skip
 
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be written or trusted; the message names the file."""
+
+
+class CheckpointDiskError(DiskError, CheckpointError):
+    """A checkpoint that the disk refuses."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def save(directory: Path, step: int, write: Callable[[Path], None], *, keep: int
     """Calls `write(folder)` and makes the files that it left there the checkpoint of `step`. Returns its folder.
 
     directory: the run's. keep: how many of the newest checkpoints up to `step` stay (None: all).
-    Raises CheckpointError when the disk refuses, and what `write` raised otherwise; the folder of this save is then gone and the
+    Raises CheckpointDiskError when the disk refuses, and what `write` raised otherwise; the folder of this save is then gone and the
     checkpoints before it stand.
     """
     if step < 0 or (keep is not None and keep < 1):
@@ -75,10 +79,10 @@ def save(directory: Path, step: int, write: Callable[[Path], None], *, keep: int
         _seal(fresh, step)
         _put_in_place(fresh, target)
     except BaseException as error:
-        reason = _refusal(error, root)  # asked while the disk is still full
+        reason = refusal(error, root)  # asked while the disk is still full
         shutil.rmtree(fresh, ignore_errors=True)
         if reason is not None:
-            raise CheckpointError(
+            raise CheckpointDiskError(
                 f"checkpoint: {target} cannot be written: {reason}. The checkpoints before it stand; make room and resume the run."
             ) from error
         raise
@@ -164,8 +168,8 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _refusal(error: BaseException, root: Path) -> str | None:
-    """What the disk said, if the disk is why this failed. PyTorch and safetensors report a full disk by errors of their own."""
+def refusal(error: BaseException, root: Path) -> str | None:
+    """What the disk of `root` said, if the disk is why this failed. PyTorch and safetensors report a full disk by errors of their own."""
     if isinstance(error, OSError):
         return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     if not isinstance(error, Exception):
@@ -227,7 +231,7 @@ def damage(path: Path) -> str | None:
                 _check(file, name, entry)
         for found in sorted(path.rglob("*")):
             name = found.relative_to(path).as_posix()
-            if not found.is_dir() and name not in manifest["files"] and name != MANIFEST and not found.name.startswith("."):
+            if (found.is_symlink() or not found.is_dir()) and name not in manifest["files"] and name != MANIFEST and not found.name.startswith("."):
                 return f"{name} is not in its {MANIFEST}"
     except CheckpointError as error:
         return str(error)
@@ -283,13 +287,21 @@ def _manifest(path: Path) -> dict[str, Any]:
         found = {"step": int(manifest["step"]), "files": files, "versions": dict(manifest.get("versions", {}))}
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{MANIFEST} is damaged") from error
     for name in files:
         pure = PurePosixPath(name)
-        if not name or pure.is_absolute() or ".." in pure.parts or str(pure) != name or name == MANIFEST or "\0" in name:
+        if pure.is_absolute() or ".." in pure.parts or str(pure) != name or name in (".", MANIFEST) or not _is_name(name):
             raise CheckpointError(f"{MANIFEST} names {name!r}, which is no file of its folder")
     return found
+
+
+def _is_name(name: str) -> bool:
+    """Whether a file system can hold it."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def _steps(root: Path) -> list[Path]:
