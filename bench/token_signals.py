@@ -1,7 +1,7 @@
 """`token_signals` against plain PyTorch and TRL's chunked head: ln p of the target and the entropy of every token, in one process, interleaved.
 
-    python bench/token_signals.py            # about 10 minutes on two cores
-    python bench/token_signals.py --quick    # under 90 seconds
+    python bench/token_signals.py            # longer, with bfloat16 and more tokens
+    python bench/token_signals.py --quick    # about a minute on two cores
 
 plain   logits = hidden @ weight.T, log_softmax, gather, entropy: [token, vocab] is held
 trl     TRL's ChunkedLogProbFunction with the chunk size of its trainers: what `add_fused_lm_head` puts before GRPO's loss
