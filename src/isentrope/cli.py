@@ -5,6 +5,7 @@ Only the standard library is imported until a command runs, so that `--help` and
 
 import argparse
 import errno
+import importlib.metadata
 import json
 import os
 import sys
@@ -28,6 +29,10 @@ class Stopped(Exception):
     """A run that ended early for a reason which is already told in full; exit code 1, no traceback."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C twice, with the way to go on; exit code 130."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     parser = _parser()
@@ -38,25 +43,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except UserError as error:
-        return _say(error, 2)
+        return _say(error, error.exit_code)
     except Stopped as error:
         return _say(error, 1)
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        if package in EXTRAS:
-            return _say(f"the package {package!r} is missing. Install it with: pip install 'isentrope[{EXTRAS[package]}]'", 2)
-        return _ours(error)
+        if package not in EXTRAS:
+            return _ours(error)
+        return _say(f"{_missing(package, error)} Install it with: pip install 'isentrope[{EXTRAS[package]}]'", 2)
+    except Interrupted as error:
+        return _say(error, 130)
     except KeyboardInterrupt:
         return _say("stopped.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its exit
         return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             return _ours(error)
-        return _say(f"no space left on the disk{f' for {error.filename}' if error.filename else ''}. Free some; a run goes on with --resume DIR.", 1)
+        where = f" for {error.filename}" if error.filename else ""
+        said = "the disk is read-only" if error.errno == errno.EROFS else "no space left on the disk"
+        return _say(f"{said}{where}. Make room; a run goes on with --resume DIR.", 1)
     except Exception as error:
         return _ours(error)
+
+
+def _missing(package: str, error: ImportError) -> str:
+    """Whether a package is missing, or another version of it is here than the one that this was written for."""
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"the package {package!r} is missing."
+    return f"{package} {found} is installed, and it lacks what this isentrope needs ({error})."
 
 
 def _say(message: object, code: int) -> int:
@@ -134,11 +152,22 @@ def _train(options: argparse.Namespace) -> int:
     try:
         result = run(config, resume=options.resume, progress=Progress())
     except NonFiniteLoss as error:
-        raise Stopped(str(error)) from error
+        raise Stopped(f"{error} {_last_checkpoint(Path(config.out if options.resume is None else options.resume))}") from error
+    except KeyboardInterrupt as error:
+        directory = Path(config.out if options.resume is None else options.resume)
+        if not (directory / "run.json").is_file():
+            raise
+        raise Interrupted(f"stopped at once. {_last_checkpoint(directory)} Go on with: isentrope train --resume {directory}") from error
     if result.interrupted:
         return _say(f"interrupted, and saved. Go on with: isentrope train --resume {result.directory}", 130)
     _figures(result.directory, result.summary, time.monotonic() - began)
     return 0
+
+
+def _last_checkpoint(directory: Path) -> str:
+    """Where the newest checkpoint of a run lies, in a sentence."""
+    found = sorted((directory / "checkpoints").glob("step-*"))
+    return f"The last checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
 
 
 def _asked(options: argparse.Namespace, configuration: Any) -> Any:
@@ -157,7 +186,7 @@ def _resumed(options: argparse.Namespace, configuration: Any) -> Any:
     file = Path(options.resume) / "config.yaml"
     if not file.is_file():
         raise UserError(f"--resume: {options.resume} holds no run (no config.yaml). Start one with: isentrope train --out {options.resume}")
-    before = configuration.validate(configuration.parse_yaml(file.read_text(encoding="utf-8")))
+    before = configuration.validate(configuration.read_yaml(file, "--resume"))
     base = file if options.config is None and options.preset is None else options.config
     asked = configuration.load(base, preset=options.preset, sets=options.sets, seed=options.seed)
     if changed := configuration.differences(before, asked):

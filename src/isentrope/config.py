@@ -58,8 +58,8 @@ class TaskSection(Section):
     exact: bool | None = Field(default=None, description="partial credit counts as 0")
     validation_share: float | None = Field(default=None, gt=0, lt=1, description="share of the prompts held out")
     validation_size: int | None = Field(default=None, gt=0, description="at most this many held-out prompts")
-    correct_at: float | None = Field(default=None, description="summed reward from which a completion counts as correct (jsonl; 1.0)")
-    timeout: float | None = Field(default=None, gt=0, description="seconds that one call of a reward function may take")
+    correct_at: float | None = Field(default=None, description="value of the first reward function from which a completion counts as correct (1.0)")
+    timeout: float | None = Field(default=None, gt=0, description="seconds that one call of a reward function may take (10)")
 
     @model_validator(mode="before")
     @classmethod
@@ -200,6 +200,20 @@ def read_preset(name: str) -> dict[str, Any]:
     return parse_yaml(files("isentrope").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8"))
 
 
+def read_yaml(file: Path, flag: str) -> dict[str, Any]:
+    """The sections in a file that stood behind `flag`.
+
+    Raises UserError if it is not YAML, or no sections.
+    """
+    try:
+        given = parse_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{flag}: {file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"{flag}: {file} must hold sections ({', '.join(Config.model_fields)}). Got {type(given).__name__}.")
+    return given
+
+
 def differences(before: Config, after: Config) -> list[str]:
     """`key: old -> new` for every value that differs; where a run lies and how its values were given aside."""
     left, right = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
@@ -238,13 +252,7 @@ def known_keys() -> dict[str, list[str]]:
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"--config: no file {file}. A preset goes by --preset NAME ({', '.join(presets())}).")
-    try:
-        given = parse_yaml(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(given, dict):
-        raise UserError(f"--config: {file} must hold sections ({', '.join(Config.model_fields)}). Got {type(given).__name__}.")
-    return given
+    return read_yaml(file, "--config")
 
 
 def _normal(given: Mapping[str, Any]) -> dict[str, Any]:

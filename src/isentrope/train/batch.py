@@ -97,10 +97,10 @@ def gather_step(accelerator: Accelerator, step: Step) -> Step:
     )
 
 
-def is_correct(parts: Tensor) -> Tensor:
-    """[response] 1.0 where the first reward function gave full marks (>= 1), NaN where it gave none."""
+def is_correct(parts: Tensor, correct_at: float = 1.0) -> Tensor:
+    """[response] 1.0 where the first reward function gave at least `correct_at`, NaN where it gave none."""
     first = parts[:, 0]
-    return torch.where(torch.isnan(first), torch.nan, (first >= 1.0 - 1e-6).float())
+    return torch.where(torch.isnan(first), torch.nan, (first >= correct_at - 1e-6).float())
 
 
 def as_text(value: str | Sequence[Mapping[str, Any]]) -> str:

@@ -52,11 +52,12 @@ def evaluate(
     max_completion_length: int = 48,
     seed: int = 0,
     batch_size: int = 256,
+    trainer_state: Any = None,
 ) -> Evaluation:
     """Sample `samples` responses to each of the first `prompts` validation prompts (None: all) and judge them.
 
     Deterministic in `seed` for equal batch_size; leaves torch's, numpy's and Python's random states and the training mode as
-    they were. Raises ValueError for counts below 1.
+    they were. Reward functions are called with what TRL gives them (`trainer_state` as given here). Raises ValueError for counts below 1.
     """
     for name, value in {
         "prompts": prompts or 1,
@@ -69,7 +70,7 @@ def evaluate(
     if not temperature > 0:
         raise ValueError(f"evaluate: temperature must be positive. Got {temperature}. For greedy answers take a small one, 1e-3.")
     chosen = task.validation.select(range(min(prompts or len(task.validation), len(task.validation))))
-    rows = [dict(row, group=index) for index, row in enumerate(chosen) for _ in range(samples)]
+    rows = [dict(row) for row in chosen for _ in range(samples)]
     training = model.training
     model.eval()
     try:
@@ -77,7 +78,7 @@ def evaluate(
             drawn: list[dict[str, Any]] = []
             for start in range(0, len(rows), batch_size):
                 drawn += _sample(model, tokenizer, rows[start : start + batch_size], temperature, max_completion_length)
-            judged = _judge(task, rows, drawn)
+            judged = _judge(task, rows, drawn, samples, trainer_state)
     finally:
         model.train(training)
     return Evaluation(tuple(_summary(judged, samples, seed)), tuple(judged), temperature)
@@ -132,6 +133,7 @@ def _sample(
     return [
         {
             "completion": tokenizer.decode(ids[i, : lengths[i]], skip_special_tokens=True),
+            "completion_ids": ids[i, : lengths[i]].tolist(),
             "length": int(lengths[i]),
             "truncated": not bool(ended[i].any()),
             "entropy": float(sums[i] / lengths[i]),
@@ -140,9 +142,11 @@ def _sample(
     ]
 
 
-def _judge(task: Task, rows: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _judge(task: Task, rows: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]], samples: int, trainer_state: Any) -> list[dict[str, Any]]:
     """Reward, correctness and answer beside each response. A row that no reward could score counts as wrong, reward None."""
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "group")}
+    columns: dict[str, Any] = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
+    columns["completion_ids"] = [d.pop("completion_ids") for d in drawn]
+    columns |= {"trainer_state": trainer_state, "log_extra": _unlogged, "log_metric": _unlogged}
     prompts = [row["prompt"] for row in rows]
     plain = isinstance(prompts[0], str)
     completions = [d["completion"] if plain else [{"role": "assistant", "content": d["completion"]}] for d in drawn]
@@ -151,10 +155,11 @@ def _judge(task: Task, rows: Sequence[dict[str, Any]], drawn: Sequence[dict[str,
     for index, (row, found) in enumerate(zip(rows, drawn, strict=True)):
         scores = [part[index] for part in parts if part[index] is not None]
         reward = sum(scores) if scores else None
-        correct = reward is not None and reward >= task.correct_at - 1e-9
+        first = parts[0][index]
+        correct = first is not None and first >= task.correct_at - 1e-6
         judged.append(
             {
-                "group": row["group"],
+                "group": index // samples,
                 "prompt": row["prompt"],
                 **found,
                 "reward": reward,
@@ -163,6 +168,10 @@ def _judge(task: Task, rows: Sequence[dict[str, Any]], drawn: Sequence[dict[str,
             }
         )
     return judged
+
+
+def _unlogged(*positional: Any, **named: Any) -> None:
+    """What a reward function logs belongs to the training's table of completions."""
 
 
 def _summary(judged: Sequence[dict[str, Any]], samples: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import yaml
 from isentrope.config import Config
 from isentrope.train import models, tasks
 from isentrope.train.carried import built
-from isentrope.train.run import longest_prompt, trainer_arguments
+from isentrope.train.run import check_prompts, longest_prompt, trainer_arguments
 
 PROBE_ROWS, PROBE_TOKENS = 128, 6  # at most so many rows: a larger batch costs in proportion
 
@@ -24,6 +24,7 @@ def describe(config: Config) -> str:
     loaded = models.load(config.model.name, dtype=config.model.dtype)
     task = tasks.build(config.task, chat=loaded.chat)
     args = trainer_arguments(config, Path(config.out))
+    check_prompts(task, args)
     prompt = longest_prompt(task, loaded)
     models.check_context(prompt, args.max_completion_length, loaded.context)
     text = tasks.prompt_texts(task, loaded.tokenizer)[0]

@@ -12,14 +12,17 @@ import inspect
 import math
 import signal
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from isentrope.errors import UserError
 
 Reward = Callable[..., list[float | None]]
+LARGEST = 3.4028234663852886e38  # of float32, in which TRL holds rewards
 FAULTS = ("raised", "timeout", "length", "nan", "none", "type")
 
 
@@ -50,8 +53,18 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@dataclass(frozen=True)
+class _Fault:
+    kind: str
+    cause: str
+
+
 class GuardedReward:
     """A reward function that never ends the run by accident.
+
+    A call that raises or runs out of time is repeated row by row, so that only the rows at fault stay unscored: together the rows
+    have `timeout` seconds again, and each at most half of what is left. (A function that compares the rows of a batch sees single
+    rows there; let it handle its own errors.)
 
     `counts` holds the number of faulty rows per kind (`FAULTS`); a faulty row gets None. After `patience` calls in a row of which
     no row could be scored, RewardError names the function, the row and the last cause.
@@ -76,26 +89,45 @@ class GuardedReward:
             raise RewardError(
                 f"reward {self.__name__}: no row could be scored in {self.dead_calls} calls in a row. Last cause: {self.last_fault}. "
                 f"First row of the last call: prompt {_short(prompts[0])}, completion {_short(completions[0])}. "
-                f"Faults so far: {dict(self.counts)}. Call the function on this row by hand, or raise task.timeout if it is slow."
+                f"Faults so far: {dict(self.counts)}. Call the function on this row by hand, or raise task.timeout if it is slow; then resume the run."
             )
         return rewards
 
     def _scored(self, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> list[float | None]:
         rows = len(completions)
+        values = self._called(prompts, completions, columns, self.timeout)
+        if not isinstance(values, _Fault):
+            return [self._one(value) for value in values]
+        if rows == 1 or values.kind not in ("raised", "timeout"):
+            return [self._fault(values.kind, values.cause, rows)] * rows
+        return self._row_by_row(prompts, completions, columns)
+
+    def _row_by_row(self, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> list[float | None]:
+        rows, found = len(completions), []
+        end = None if self.timeout is None else time.monotonic() + self.timeout
+        for row in range(rows):
+            own = {key: [value[row]] if isinstance(value, list | tuple) and len(value) == rows else value for key, value in columns.items()}
+            left = None if end is None else max(1e-3, (end - time.monotonic()) / 2)
+            values = self._called([prompts[row]], [completions[row]], own, left)
+            found.append(self._fault(values.kind, values.cause) if isinstance(values, _Fault) else self._one(values[0]))
+        return found
+
+    def _called(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any], seconds: float | None) -> list[Any] | _Fault:
+        """As many values as rows, or why not."""
         try:
-            with time_limit(self.timeout):
+            with time_limit(seconds):
                 values = self.function(prompts=prompts, completions=completions, **columns)
         except _OutOfTime:
-            return self._all("timeout", f"it ran longer than {self.timeout} s", rows)
-        except Exception as error:  # whatever a user's function raises is data here
-            return self._all("raised", f"it raised {type(error).__name__}: {error}", rows)
+            return _Fault("timeout", f"it did not end within task.timeout, {self.timeout:g} s")
+        except (Exception, SystemExit) as error:  # whatever a user's function raises is data here
+            return _Fault("raised", f"it raised {type(error).__name__}: {error}")
         try:
             values = list(values)
         except TypeError:
-            return self._all("type", f"it returned {type(values).__name__}, not a list", rows)
-        if len(values) != rows:
-            return self._all("length", f"it returned {len(values)} values for {rows} rows", rows)
-        return [self._one(value) for value in values]
+            return _Fault("type", f"it returned {type(values).__name__}, not a list")
+        if len(values) != len(completions):
+            return _Fault("length", f"it returned {len(values)} values for {len(completions)} rows")
+        return values
 
     def _one(self, value: Any) -> float | None:
         if value is None:
@@ -105,17 +137,13 @@ class GuardedReward:
                 value = value.item()
         if not isinstance(value, Real):
             return self._fault("type", f"it returned {type(value).__name__} {_short(value)}, not a number")
-        if not math.isfinite(value):
-            return self._fault("nan", f"it returned {value}")
+        if not math.isfinite(value) or abs(value) > LARGEST:
+            return self._fault("nan", f"it returned {value}, no number that float32 holds")
         return float(value)
 
     def _fault(self, kind: str, cause: str, rows: int = 1) -> None:
         self.counts[kind] += rows
         self.last_fault = cause
-
-    def _all(self, kind: str, cause: str, rows: int) -> list[float | None]:
-        self._fault(kind, cause, rows)
-        return [None] * rows
 
 
 def import_reward(path: str) -> Reward:
@@ -127,6 +155,8 @@ def import_reward(path: str) -> Reward:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"task.reward {path!r}: {error}. Put its folder on PYTHONPATH, or install the package.") from error
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
+        raise UserError(f"task.reward {path!r}: importing {module_name} raised {type(error).__name__}: {error}. Mend the module.") from error
     function = vars(module).get(name)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -145,7 +145,7 @@ class RolloutStages:
             sampling_temperature=torch.full(mask.shape, float(temperature), device=mask.device),
             reward=trainer.total_reward(parts),
             reward_parts=parts,
-            correct=is_correct(parts),
+            correct=is_correct(parts, trainer.correct_at),
             truncated=trainer.truncated(ids),
             text=tuple(texts),
         )
@@ -220,9 +220,7 @@ class RolloutStages:
             local = replace(local, trained_mask=trained)
         return local, output
 
-    def _replace(
-        self, local: Rollouts, output: dict, target: Tensor, source: Tensor, advantage: Tensor, sampled: Sampled
-    ) -> tuple[Rollouts, dict]:
+    def _replace(self, local: Rollouts, output: dict, target: Tensor, source: Tensor, advantage: Tensor, sampled: Sampled) -> tuple[Rollouts, dict]:
         new = sampled.rollouts.take(source)
         pad = self.trainer._tokenizer.pad_token_id
         width = max(local.trained_mask.shape[1], int(new.lengths.max()) if len(new) else 1)
@@ -267,9 +265,7 @@ class RolloutStages:
             raise UserError("rows cannot be replaced with a PEFT reference policy (beta > 0 with an adapter): set trl.beta=0.")
         model = trainer.model if key == "old_per_token_logps" else trainer.ref_model
         with torch.no_grad():
-            scored, _, _ = trainer._get_per_token_logps_and_entropies(
-                model, input_ids, attention, width, batch_size=trainer.args.per_device_train_batch_size
-            )
+            scored, _, _ = trainer._get_per_token_logps_and_entropies(model, input_ids, attention, width, batch_size=trainer.args.per_device_train_batch_size)
         return _put(before, target, scored)
 
 

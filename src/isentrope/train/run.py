@@ -3,6 +3,7 @@
 `run(config)` starts one, `run(config, resume=DIR)` goes on with one that was interrupted, wherever it was killed.
 """
 
+import errno
 import json
 import math
 import os
@@ -10,8 +11,10 @@ import platform
 import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,8 +27,8 @@ from transformers import TrainerCallback, TrainerState
 from trl import GRPOConfig
 
 from isentrope.config import Config
-from isentrope.errors import UserError
-from isentrope.tape import Tape, TapeWriter, write_json_atomic, write_text_atomic
+from isentrope.errors import DiskError, UserError
+from isentrope.tape import Tape, TapeError, TapeWriter, write_json_atomic, write_text_atomic
 from isentrope.train import checkpoint, models, tasks
 from isentrope.train.carried import built, objective_of
 from isentrope.train.evaluate import Evaluation, evaluate
@@ -87,6 +90,7 @@ class Run:
         self.loaded = models.load(config.model.name, dtype=config.model.dtype)
         self.task = tasks.build(config.task, chat=self.loaded.chat)
         self.args = trainer_arguments(config, directory)
+        check_prompts(self.task, self.args)
         models.check_context(longest_prompt(self.task, self.loaded), self.args.max_completion_length, self.loaded.context)
         self.writer = TapeWriter(directory / "tape")
         tape = config.tape
@@ -94,17 +98,19 @@ class Run:
             self.writer, steps=tape.steps, tokens_every=tape.tokens_every, token_rows=tape.token_rows,
             decode=lambda token: self.loaded.tokenizer.decode([token]), warn=self.warn,
         )  # fmt: skip
-        self.trainer = RunTrainer(
-            model=self.loaded.model,
-            reward_funcs=list(self.task.reward_funcs),
-            args=self.args,
-            train_dataset=self.task.train,
-            processing_class=self.loaded.tokenizer,
-            peft_config=models.lora(config.model.peft),
-            control=built(config.control),
-            objective=replace(objective_of(self.args), **config.objective),
-            recorder=self.recorder,
-        )
+        with refused_by_trl():
+            self.trainer = RunTrainer(
+                model=self.loaded.model,
+                reward_funcs=list(self.task.reward_funcs),
+                args=self.args,
+                train_dataset=self.task.train,
+                processing_class=self.loaded.tokenizer,
+                peft_config=models.lora(config.model.peft),
+                control=built(config.control),
+                objective=replace(objective_of(self.args), **config.objective),
+                recorder=self.recorder,
+                correct_at=self.task.correct_at,
+            )
         self.trainer.run = self
         self.trainer.failure_directory = directory
         self.trainer.add_callback(_RunCallback(self))
@@ -126,10 +132,13 @@ class Run:
         try:
             if not self._already_trained():
                 self.trainer.train(resume_from_checkpoint=None if self.resumed is None else str(self.resumed.path))
+        except BaseException as error:
+            self._keep(error)
+            raise
         finally:
             signal.signal(signal.SIGINT, previous)
-            self.writer.flush(self.trainer.state.global_step)
             self.progress.stop()
+        self.writer.flush(self.trainer.state.global_step)
         if self.interrupted:
             return RunResult(self.directory, {}, interrupted=True)
         return RunResult(self.directory, self.finish())
@@ -144,6 +153,14 @@ class Run:
         self.trainer._load_from_checkpoint(str(self.resumed.path))
         self.trainer.state = state
         return True
+
+    def _keep(self, error: BaseException) -> None:
+        """Before a run ends early: why it does, and what the tape still holds in memory, on the disk if it takes it."""
+        step = self.trainer.state.global_step
+        if isinstance(error, Exception) and self.trainer.accelerator.is_main_process:
+            self.writer.append("events", [{"step": step, "level": "error", "kind": type(error).__name__, "message": str(error)}])
+        with suppress(TapeError):
+            self.writer.flush(step)
 
     def _interrupt(self, number, frame) -> None:
         if self.interrupted:
@@ -168,14 +185,16 @@ class Run:
     def evaluate(self) -> Evaluation:
         """Validation at the current weights, on the tape; a new best model is kept."""
         settings, step = self.config.evaluate, self.trainer.state.global_step
-        found = evaluate(
-            self.trainer.accelerator.unwrap_model(self.trainer.model), self.loaded.tokenizer, self.task, prompts=settings.prompts,
-            samples=settings.samples, temperature=float(self.args.temperature), max_completion_length=self.args.max_completion_length,
-            seed=self.config.seed, batch_size=settings.batch_size,
-        )  # fmt: skip
+        prompts = min(settings.prompts, len(self.task.validation))
+        with self.trainer.sampling({"prompts": self.task.validation["prompt"][:prompts]}):
+            found = evaluate(
+                self.trainer.accelerator.unwrap_model(self.trainer.model), self.loaded.tokenizer, self.task, prompts=prompts,
+                samples=settings.samples, temperature=float(self.args.temperature), max_completion_length=self.args.max_completion_length,
+                seed=self.config.seed, batch_size=settings.batch_size, trainer_state=self.trainer.state,
+            )  # fmt: skip
         self.writer.append("evals", [{"step": step, **row} for row in found.rows])
         score = found.value("pass@1")
-        self.progress.message(f"step {step}: pass@1 {score:.3f} on {settings.prompts} validation prompts, entropy {found.value('entropy'):.3f} nats")
+        self.progress.message(f"step {step}: pass@1 {score:.3f} on {prompts} validation prompts, entropy {found.value('entropy'):.3f} nats")
         if score > self.best["pass@1"]:
             self.best = {"pass@1": score, "step": step}
             self._save_model("best")
@@ -184,6 +203,7 @@ class Run:
     def save_checkpoint(self, states: Mapping[int, Mapping[str, Any]]) -> None:
         """Called on the main process with every rank's host state."""
         trainer, step = self.trainer, self.trainer.state.global_step
+        trainer.check_weights(trainer._buffered_inputs)
 
         def write(path: Path) -> None:
             trainer.save_model(str(path), _internal_call=True)
@@ -202,11 +222,18 @@ class Run:
         if not self.trainer.accelerator.is_main_process:
             return
         target, fresh = self.directory / "model" / name, self.directory / "model" / f".new-{name}"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(fresh, safe_serialization=True)
-        self.loaded.tokenizer.save_pretrained(fresh)
-        write_text_atomic(fresh / "README.md", self.card(name))
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(fresh, safe_serialization=True)
+            self.loaded.tokenizer.save_pretrained(fresh)
+            write_text_atomic(fresh / "README.md", self.card(name))
+        except BaseException as error:
+            reason = checkpoint.refusal(error, self.directory)
+            shutil.rmtree(fresh, ignore_errors=True)
+            if reason is None:
+                raise
+            raise DiskError(f"model: {target} cannot be written: {reason}. Checkpoints and tape stand; make room and resume the run.") from error
         old = self.directory / "model" / f".old-{name}"
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -220,7 +247,10 @@ class Run:
         """config.yaml and run.json: resolved configuration, effective options, versions, provenance."""
         write_text_atomic(self.directory / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         path = self.directory / MARK
-        before = json.loads(path.read_text()) if path.is_file() else {}
+        before: dict[str, Any] = {}
+        if path.is_file():
+            with suppress(ValueError):  # a damaged one is written anew
+                before = dict(json.loads(path.read_text(encoding="utf-8")))
         dtype = "bfloat16" if self.args.bf16 else str(next(self.trainer.model.parameters()).dtype).removeprefix("torch.")  # of the logits
         record = {
             "isentrope": version("isentrope"),
@@ -237,8 +267,7 @@ class Run:
             "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "processes": self.trainer.accelerator.num_processes},
             "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
             "provenance": {
-                key: value.to_dict()
-                for key, value in (provenance(self.args.temperature, dtype, self.trainer.own_head) | self.eval_provenance(dtype)).items()
+                key: value.to_dict() for key, value in (provenance(self.args.temperature, dtype, self.trainer.own_head) | self.eval_provenance(dtype)).items()
             },
             "recovered_from": before.get("recovered_from", []) + ([self.resumed.step] if self.resumed else []),
             "command": before.get("command", " ".join(["isentrope", *sys.argv[1:]])),
@@ -270,7 +299,10 @@ class Run:
             if self.config.report.build:
                 from isentrope import report
 
-                report.build(self.directory)
+                try:
+                    report.build(self.directory)
+                except UserError as error:
+                    self.progress.message(f"warning: no page was written: {error} Then: isentrope report {self.directory}")
         return summary
 
     def card(self, name: str) -> str:
@@ -320,14 +352,10 @@ def run(config: Config, *, resume: Path | str | None = None, progress: Watcher |
     """
     progress = Silent() if progress is None else progress
     if resume is None:
-        directory = Path(config.out)
-        if directory.exists() and any(directory.iterdir()):
-            raise UserError(f"{directory} is not empty. Choose another --out, or continue that run with --resume {directory}.")
-        directory.mkdir(parents=True, exist_ok=True)
-        return Run(config, directory, None, progress).go()
+        return Run(config, fresh_directory(Path(config.out)), None, progress).go()
     directory = Path(resume)
     if not (directory / MARK).is_file():
-        raise UserError(f"{directory} holds no run (no {MARK}). Start one with: isentrope train --out {directory}")
+        raise UserError(f"{directory} holds no run (no {MARK}), so nothing was computed there. Start one in another directory: isentrope train --out DIR")
     found = checkpoint.latest(directory)
     if found is None:
         progress.message(f"{directory} has no complete checkpoint; the run starts again from step 0.")
@@ -339,6 +367,48 @@ def run(config: Config, *, resume: Path | str | None = None, progress: Watcher |
 
 
 # --- parts
+
+
+def fresh_directory(directory: Path) -> Path:
+    """The directory of a new run, made, empty and writable.
+
+    Raises UserError that says what is in the way.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        there = sorted(path.name for path in directory.iterdir())
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"out: {directory} cannot be a run directory: {error.strerror}. Choose another --out.") from error
+    if there:
+        way_out = f"continue that run with --resume {directory}" if MARK in there else "empty it"
+        raise UserError(f"{directory} is not empty ({', '.join(there[:4])}{', ...' if len(there) > 4 else ''}). Choose another --out, or {way_out}.")
+    return directory
+
+
+def check_prompts(task: tasks.Task, args: GRPOConfig) -> None:
+    """Raises UserError if the training prompts do not fill one generation batch: TRL would then train nothing, and not say so."""
+    wanted = args.generation_batch_size // args.num_generations
+    if len(task.train) < wanted:
+        raise UserError(
+            f"task {task.name!r} has {len(task.train)} training prompts, and one generation takes {wanted} different ones: "
+            f"trl.per_device_train_batch_size x trl.steps_per_generation x processes / trl.num_generations = {args.generation_batch_size} / "
+            f"{args.num_generations}. Give more prompts, or lower trl.per_device_train_batch_size."
+        )
+
+
+@contextmanager
+def refused_by_trl() -> Iterator[None]:
+    """What TRL, transformers or peft refuse of the user's options, as his error."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the trainer refuses these options: {' '.join(str(error).split())}") from error
 
 
 def trainer_arguments(config: Config, directory: Path) -> GRPOConfig:

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 from datasets import Dataset
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,11 @@ from isentrope.train.rewards import GuardedReward, import_reward
 VALIDATION_SHARE = 0.125
 Extract = Literal["auto", "last-number", "whole"]
 Row = dict[str, Any]
+_KEY = "isentrope/key"  # the canonical prompt, which decides the side
+RESERVED = frozenset({
+    "prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "image", "images", _KEY,
+})  # fmt: skip
+"""Columns that a JSONL file cannot have: arguments of TRL's reward functions, and what would switch on a feature that is not carried."""
 
 
 class TaskError(UserError, ValueError):
@@ -36,7 +42,8 @@ class Task:
     """Prompts on two disjoint sides and the functions that judge completions.
 
     `train` and `validation` have a column `prompt` (a string, or a list of messages for a chat model) and whatever the rewards
-    read. `reward_funcs` have TRL's signature and are guarded. A completion is correct when its summed reward reaches `correct_at`.
+    read. `reward_funcs` have TRL's signature and are guarded. A completion is correct when the first of them gives at least
+    `correct_at`; the others only shape.
     """
 
     name: str
@@ -162,6 +169,7 @@ def reasoning_gym_task(
     exact: bool = False,
     validation_share: float = VALIDATION_SHARE,
     validation_size: int | None = None,
+    correct_at: float = 1.0,
     timeout: float | None = 10.0,
 ) -> Task:
     """Prompts of a reasoning-gym dataset, judged by that dataset's own `score_answer`.
@@ -181,10 +189,10 @@ def reasoning_gym_task(
     rows = []
     for index in range(size):
         entry = entries[index]
-        text = prompt.format_map(entry)
+        text = _formatted(prompt, entry)
         text = "".join(text.split()) if compact else text
         if keep is None or keep in text:
-            rows.append({"key": text, "prompt": text + suffix, "answer": str(entry["answer"]), "index": index})
+            rows.append({_KEY: text, "prompt": text + suffix, "answer": str(entry["answer"]), "index": index})
     reader = _EXTRACT[extract]
 
     def verifier(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
@@ -206,6 +214,7 @@ def reasoning_gym_task(
         source,
         validation_share,
         validation_size,
+        correct_at,
     )
 
 
@@ -222,12 +231,11 @@ def jsonl_task(
 ) -> Task:
     """Prompts of a JSONL file (one object per line, a string `prompt` and anything else), judged by `pkg.mod:function`."""
     file = Path(path)
-    rows = [{"key": row["prompt"], **row} for row in read_jsonl(file)]
+    rows = [{**row, _KEY: row["prompt"]} for row in read_jsonl(file)]
     paths = [reward] if isinstance(reward, str) else list(reward)
     rewards = tuple(GuardedReward(import_reward(item), timeout=timeout) for item in paths)
     source = {"jsonl": str(file), "reward": paths, "extract": extract}
-    task = _task(name or file.stem, rows, rewards, _EXTRACT[extract], source, validation_share, validation_size)
-    return replace(task, correct_at=correct_at)
+    return _task(name or file.stem, rows, rewards, _EXTRACT[extract], source, validation_share, validation_size, correct_at)
 
 
 def read_jsonl(file: Path) -> list[Row]:
@@ -235,15 +243,19 @@ def read_jsonl(file: Path) -> list[Row]:
     if not file.is_file():
         raise TaskError(f"task.jsonl: no file {file}. Give a path relative to {Path.cwd()}, or an absolute one.")
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):  # not splitlines: JSON text may hold U+2028 and its kind
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except json.JSONDecodeError as error:
             raise TaskError(f"task.jsonl: {file} line {number} is not JSON: {error.msg} at column {error.colno}.") from error
+        except (UnicodeDecodeError, RecursionError, ValueError) as error:
+            raise TaskError(f"task.jsonl: {file} line {number} cannot be read: {error}.") from error
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            raise TaskError(f"task.jsonl: {file} line {number} must be an object with a non-empty string 'prompt'. Got {line[:80]!r}.")
+            raise TaskError(f"task.jsonl: {file} line {number} must be an object with a non-empty string 'prompt'. Got {line[:80].decode(errors='replace')!r}.")
+        if taken := sorted(RESERVED & row.keys()):
+            raise TaskError(f"task.jsonl: {file} line {number} has a column {taken[0]!r}, a name that TRL gives a meaning of its own. Rename it.")
         rows.append(row)
     if not rows:
         raise TaskError(f"task.jsonl: {file} holds no rows. Write one JSON object per line, with a string 'prompt'.")
@@ -313,14 +325,17 @@ def _task(
     source: Mapping[str, Any],
     share: float,
     validation_size: int | None,
+    correct_at: float,
 ) -> Task:
     """Drop duplicates, split by hash, and refuse an empty side."""
     if not 0 < share < 1:
         raise TaskError(f"task.validation_share must be a fraction in (0, 1). Got {share}.")
-    unique = {" ".join(row["key"].split()): row for row in reversed(list(rows))}
+    rows = list(rows)
+    columns = dict.fromkeys(column for row in rows for column in row if column != _KEY)
+    unique = {" ".join(row[_KEY].split()): row for row in reversed(rows)}
     sides: dict[str, list[Row]] = {"train": [], "validation": []}
     for key, row in reversed(unique.items()):
-        sides[side_of(key, share)].append({k: v for k, v in row.items() if k != "key"})
+        sides[side_of(key, share)].append({column: row.get(column) for column in columns})
     for side, members in sides.items():
         if not members:
             raise TaskError(
@@ -328,7 +343,24 @@ def _task(
                 f"or change task.validation_share (now {share})."
             )
     validation = sides["validation"][:validation_size]
-    return Task(name, Dataset.from_list(sides["train"]), Dataset.from_list(validation), rewards, extract, source=source)
+    return Task(name, _dataset(name, sides["train"]), _dataset(name, validation), rewards, extract, correct_at, source)
+
+
+def _dataset(name: str, rows: list[Row]) -> Dataset:
+    try:
+        return Dataset.from_list(rows)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise TaskError(f"task {name!r}: a column must hold values of one type in all rows: {' '.join(str(error).split())}.") from error
+
+
+def _formatted(prompt: str, entry: Mapping[str, Any]) -> str:
+    try:
+        return prompt.format_map(entry)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise TaskError(
+            f"task.prompt {prompt!r} does not fit the entries ({type(error).__name__}: {error}). They hold {', '.join(entry)}; "
+            f"metadata holds {', '.join(entry['metadata'])}, as in {{metadata[NAME]}}."
+        ) from error
 
 
 def _first_line(kind: type) -> str:

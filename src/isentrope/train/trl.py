@@ -11,8 +11,9 @@ Checked against TRL 1.16; it relies on these private methods: `_generate_and_sco
 `_buffered_inputs`.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ class Recorder(Protocol):
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or an input of it is NaN or infinite; `stage` names where it appeared first, `path` the saved batch."""
+    """The loss or what leads to it is NaN or infinite; `stage` names where it appeared first, `path` the saved batch."""
 
     def __init__(self, stage: str, step: int, path: Path | None):
         saved = "" if path is None else f" The batch is saved in {path}."
@@ -74,6 +75,7 @@ class IsentropeTrainer(GRPOTrainer):
     control: names, `{"name": ..., parameter: ...}` mappings, instances, or a `Chain`.
     objective: defaults to what `args` says (loss_type, epsilon, beta, ...).
     recorder: told what happens to every token; None records nothing.
+    correct_at: a response counts as correct when the first reward function gives at least this.
     All other parameters are TRL's.
 
     Raises UserError for an option it does not carry, an untested TRL, Unsloth's replaced trainer, or a trainer option that means
@@ -97,6 +99,7 @@ class IsentropeTrainer(GRPOTrainer):
         control: Chain | Sequence[str | Mapping[str, Any] | Intervention] = (),
         objective: Objective | None = None,
         recorder: Recorder | None = None,
+        correct_at: float = 1.0,
     ):
         check_host()
         chain = control if isinstance(control, Chain) else built(control)
@@ -112,6 +115,7 @@ class IsentropeTrainer(GRPOTrainer):
         self.chain = chain
         self.objective = objective_of(self.args) if objective is None else objective
         self.recorder = recorder
+        self.correct_at = correct_at
         self.chain_state = chain.init()
         self.generations = 0  # generation batches made so far; keys the row ids
         self.update_stats: ChainStats | None = None
@@ -157,13 +161,15 @@ class IsentropeTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         links = self.chain.having(Sample)
         if not links or not self.model.training:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+            with self.sampling({"prompt_ids": prompt_ids}):
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         processor = _Temperature(self, links)
         model = self.accelerator.unwrap_model(self.model)
         generate = model.generate
         model.generate = lambda *a, **k: generate(*a, logits_processor=LogitsProcessorList([processor]), **k)
         try:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+            with self.sampling({"prompt_ids": prompt_ids}):
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         finally:
             del model.generate
             self._temperatures = processor.used
@@ -194,7 +200,7 @@ class IsentropeTrainer(GRPOTrainer):
             sampling_temperature=self._sampling_temperature(mask),
             reward=self.total_reward(parts),
             reward_parts=parts,
-            correct=is_correct(parts),
+            correct=is_correct(parts, self.correct_at),
             truncated=self.truncated(self._scored["ids"]),
             advantage=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
             old_log_probs=output.get("old_per_token_logps"),
@@ -251,14 +257,10 @@ class IsentropeTrainer(GRPOTrainer):
         if self.own_head:
             mask = inputs["completion_mask"].bool()
             with self.accelerator.autocast():
-                found = completion_signals(
-                    model, input_ids, attention_mask, mask, self.signals, precise=bool(self.args.cast_lm_head_to_fp32)
-                )
+                found = completion_signals(model, input_ids, attention_mask, mask, self.signals, precise=bool(self.args.cast_lm_head_to_fp32))
             log_probs = found.pop("log_prob")
         else:
-            log_probs, entropy, _ = self._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, width, compute_entropy=True
-            )
+            log_probs, entropy, _ = self._get_per_token_logps_and_entropies(model, input_ids, attention_mask, width, compute_entropy=True)
             found = {"entropy": entropy.detach()}
         age = (self._step % (self.args.steps_per_generation * self.num_iterations)) // self.args.gradient_accumulation_steps
         step = Step(
@@ -336,9 +338,30 @@ class IsentropeTrainer(GRPOTrainer):
         path = None
         if self.failure_directory is not None:
             path = self.failure_directory / f"failed-step-{self.state.global_step + 1:08d}-rank{self.accelerator.process_index}.pt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(batch, path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(batch, path)
+            except (OSError, RuntimeError):  # a full disk must not hide what went wrong
+                path.unlink(missing_ok=True)
+                path = None
         raise NonFiniteLoss(stage, self.state.global_step + 1, path)
+
+    @contextlib.contextmanager
+    def sampling(self, batch: Any) -> Iterator[None]:
+        """Inside, a sampler that meets probabilities which are not finite stops the run as a loss would; `batch` is saved."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            self.check_weights(batch)
+            self._stop("the model's probabilities while sampling (the forward pass; the weights are finite)", batch)
+
+    def check_weights(self, batch: Any) -> None:
+        """Stops the run if a weight is not finite."""
+        for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                self._stop(f"the weights (of {name}; they came so, or the last update made them so)", batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log with what the recorder measured beside it, under `isentrope/`, for every tracker of `report_to`."""
@@ -479,7 +502,7 @@ def first_non_finite(step: Step, result: LossResult) -> str:
     mask = step.mask
     rollouts = step.rollouts
     candidates: list[tuple[str, Tensor | None]] = [
-        ("the reward (stage reward)", rollouts.reward.nan_to_num(nan=0.0)),
+        ("the reward (stage reward)", torch.where(torch.isnan(rollouts.reward), 0.0, rollouts.reward)),
         ("the advantage (stage advantage)", rollouts.advantage.expand(mask.shape)),
         ("the old log-probs (stage score)", rollouts.old_log_probs),
         ("the reference log-probs (stage score)", rollouts.ref_log_probs),
