@@ -132,7 +132,7 @@ class TapeRecorder:
         for key in trainer.chain.keys:
             row[f"touch/{key}"] = max(sums.get(f"touch/{key}", 0.0) / tokens, self._batch.get(f"touch/{key}", 0.0))
         for key, (without, whole) in self._removed.items():
-            row[f"removed/{key}"] = (without - whole) / abs(without) if without else math.nan
+            row[f"removed/{key}"] = share_removed(without, whole)
         row |= self._link
         row |= self._trl(trainer)
         self.last = {key: value for key, value in row.items() if isinstance(value, float | int)}
@@ -238,6 +238,15 @@ class TapeRecorder:
                 f"For {self.equal_rewards} updates every group had equal rewards (mean {level:g}): all advantages are 0, so nothing is learned. "
                 "The task is too hard, too easy, or its verifier always answers the same; look at the samples.",
             )
+
+
+def share_removed(without: float, whole: float) -> float:
+    """Which share of the predicted entropy change a link takes away: 1 all of it, 0 nothing, below 0 it adds. NaN if there is none.
+
+    >>> share_removed(-2.0, -1.5), share_removed(2.0, 1.5), share_removed(-2.0, -3.0)
+    (0.25, 0.25, -0.5)
+    """
+    return 1 - whole / without if without else math.nan
 
 
 def provenance(temperature: float, dtype: str, own_head: bool) -> dict[str, Provenance]:

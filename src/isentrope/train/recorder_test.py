@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from isentrope.tape import Tape, TapeWriter
-from isentrope.train.recorder import TapeRecorder
+from isentrope.train.recorder import TapeRecorder, share_removed
 from isentrope.train.tiny import save_tiny_model, share_of_vowels, toy_prompts
 from isentrope.train.trl import IsentropeTrainer
 from isentrope.train.trl_test import options
@@ -77,3 +77,20 @@ def test_equal_rewards_for_long_warn_once_per_span():
     assert "every group had equal rewards (mean 0)" in said[0]
     recorder._watch(None, {"reward/zero_std_groups": 0.5})
     assert recorder.equal_rewards == 0
+
+
+def test_removed_is_the_share_of_the_change_that_the_touched_tokens_would_have_made(run):
+    """In the first update every ratio is 1, so a token's push without the link is -A (S - N) over one divisor."""
+    _, _, tape = run
+    tokens = tape.tokens.filter(pl.col("step") == 1)
+    push = (-pl.col("advantage") * (pl.col("S") - pl.col("N"))).alias("expected")
+    tokens = tokens.with_columns(push)
+    kept = tokens.filter(~pl.col("link/clip-cov") & (pl.col("expected").abs() > 1e-6))
+    ratio = kept["push"] / kept["expected"]
+    assert ratio.max() == pytest.approx(ratio.min(), rel=1e-2)  # one divisor for all
+    share = tokens.filter(pl.col("link/clip-cov"))["expected"].sum() / tokens["expected"].sum()
+    assert abs(share) > 0.01
+    assert tape.steps["removed/clip-cov"][0] == pytest.approx(share, rel=1e-3)
+    assert share_removed(-2.0, -1.5) == share_removed(2.0, 1.5) == 0.25
+    assert share_removed(-2.0, -3.0) == -0.5
+    assert math.isnan(share_removed(0.0, 1.0))
