@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from isentrope import __version__, cli
-from isentrope.errors import UserError
+from isentrope.errors import DiskError, UserError
 
 STANDARD = "import sys, isentrope.cli; print(sorted({name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names) - {'isentrope'}))"
 
@@ -101,6 +104,10 @@ def test_what_the_user_did_is_one_sentence_and_2(arguments, words, run):
     ("raised", "code", "words", "traceback"),
     [
         (UserError("so it is"), 2, "isentrope: so it is", False),
+        (DiskError("no space for x"), 1, "isentrope: no space for x", False),
+        (cli.Interrupted("go on with"), 130, "isentrope: go on with", False),
+        (ImportError("cannot import name 'GRPOConfig' from 'trl'", name="trl"), 2, "is installed, and it lacks what this isentrope needs", False),
+        (OSError(30, "Read-only file system", "runs"), 1, "the disk is read-only for runs", False),
         (cli.Stopped("step 3: not finite"), 1, "isentrope: step 3: not finite", False),
         (ModuleNotFoundError("No module named 'polars.x'", name="polars.x"), 2, "pip install 'isentrope[cli]'", False),
         (ModuleNotFoundError("No module named 'trl'", name="trl"), 2, "pip install 'isentrope[trl]'", False),
@@ -124,7 +131,6 @@ def test_exit_codes(raised, code, words, traceback, run, monkeypatch):
 
 def test_every_missing_extra_names_an_extra_that_exists():
     import tomllib
-    from pathlib import Path
 
     project = Path(cli.__file__).parents[2] / "pyproject.toml"
     assert set(cli.EXTRAS.values()) <= tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"].keys()
@@ -222,3 +228,159 @@ def test_a_closed_pipe_is_no_error():
         check=False,
     )
     assert (found.returncode, found.stderr) == (0, "")
+
+
+# --- bad input, as a user would give it
+
+REWARDS = """
+import os, signal
+calls = 0
+def good(completions, **_): return [float(len(text) % 2) for text in completions]
+def raises(**_): raise ZeroDivisionError("by zero")
+def interrupts(completions, trainer_state, **_):
+    global calls
+    calls += 1
+    for _ in range(PRESSED.count(calls)): os.kill(os.getpid(), signal.SIGINT)
+    return good(completions)
+"""
+SMALL = (
+    "trl.max_steps=3", "trl.per_device_train_batch_size=8", "trl.max_completion_length=6", "evaluate.prompts=4", "evaluate.samples=2", "report.build=false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def train(run, tmp_path, monkeypatch):
+    """Trains for three updates on a JSONL task whose rewards stand in `cli_rewards`; (code, stdout, stderr)."""
+    (tmp_path / "task.jsonl").write_text("\n".join(json.dumps({"prompt": f"{number}+{number}="}) for number in range(10, 60)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the module changes faster than time stamps of bytecode
+
+    def start(*sets: str, reward: str = "good", pressed: tuple = (), out: str = "out") -> tuple[int, str, str]:
+        (tmp_path / "cli_rewards.py").write_text(f"PRESSED = {pressed}{REWARDS}")
+        sys.modules.pop("cli_rewards", None)
+        given = [*SMALL, "task.jsonl=task.jsonl", f"task.reward=cli_rewards:{reward}", *sets]
+        return run("train", "--preset", "demo", "--out", out, *(part for item in given for part in ("--set", item)))
+
+    yield start
+    sys.modules.pop("cli_rewards", None)
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["model=task.jsonl"], ["'task.jsonl' is a file", "folder"]),
+        (["task.jsonl=none.jsonl"], ["no file none.jsonl"]),
+        (["task.jsonl=empty.jsonl"], ["empty.jsonl holds no rows"]),
+        (["task.jsonl=damaged.jsonl"], ["damaged.jsonl line 2 is not JSON"]),
+        (["task.jsonl=long.jsonl"], ["longest prompt has 601 tokens", "reads 128 together"]),
+        (["trl.max_completion_length=5000"], ["max_completion_length", "Set trl.max_completion_length to at most"]),
+        (["trl.per_device_train_batch_size=4096"], ["training prompts", "one generation takes 512", "lower trl.per_device_train_batch_size"]),
+        (["task.reward=cli_rewards:nothing"], ["no function 'nothing'", "good, raises, interrupts"]),
+        (["task.reward=broken:f"], ["importing broken raised ZeroDivisionError"]),
+        (["model.peft={r: -1}"], ["the trainer refuses these options", "positive"]),
+    ],
+)
+def test_bad_input_is_told_before_training(sets, words, train, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "damaged.jsonl").write_text('{"prompt": "1+1="}\n{"prom')
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"prompt": f"{number}+{'1+' * 298}="}) for number in range(100, 160)))
+    (tmp_path / "broken.py").write_text("1/0")
+    code, out, err = train(*sets)
+    assert (code, out) == (2, "")
+    assert err.startswith("isentrope: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert not any((tmp_path / "out").glob("*"))  # so the next attempt can have the same --out
+
+
+def test_an_output_directory_that_is_in_use_or_no_directory(train, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "run.json").touch()
+    assert "file cannot be a run directory: File exists" in train(out="file")[2]
+    assert "Not a directory" in train(out="file/run")[2]
+    assert "mine is not empty (notes). Choose another --out, or empty it." in train(out="mine")[2]
+    assert "continue that run with --resume earlier" in train(out="earlier")[2]
+
+
+def test_a_verifier_that_always_raises_stops_the_run_and_the_tape_says_why(train, tmp_path):
+    from isentrope.tape import Tape
+
+    code, _, err = train(reward="raises")
+    assert code == 2
+    for word in ("reward raises: no row could be scored in 5 calls in a row", "ZeroDivisionError: by zero", "resume the run"):
+        assert word in err
+    events = Tape.read(tmp_path / "out").events.rows(named=True)
+    assert [event["kind"] for event in events] == ["reward-fault", "RewardError"]
+    assert Tape.read(tmp_path / "out").steps["step"].to_list() == [1, 2, 3]
+    (tmp_path / "cli_rewards.py").write_text("def raises(completions, **_): return [1.0] * len(completions)")
+    sys.modules.pop("cli_rewards")
+    assert cli.main(["train", "--resume", str(tmp_path / "out")]) == 0  # mended, it goes on
+
+
+def test_weights_that_are_not_finite_are_never_saved(train, tmp_path):
+    code, _, err = train("trl.learning_rate=3e38", "trl.save_steps=1", "evaluate.every=null")
+    assert code == 1
+    assert "Traceback" not in err
+    for word in ("not finite, first in the weights (of model.", "The batch is saved in out/failed-step-", "There is no checkpoint yet"):
+        assert word in err
+    assert list((tmp_path / "out").glob("failed-step-*.pt"))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_the_run_goes_on_to_the_same_end(train, tmp_path):
+    from isentrope.tape import Tape, same
+
+    assert train(out="straight")[0] == 0
+    before = signal.getsignal(signal.SIGINT)
+    code, out, err = train(reward="interrupts", pressed=(2,))  # the first call is the first evaluation's
+    assert code == 130
+    assert "Press Ctrl-C again" in out
+    assert err == "isentrope: interrupted, and saved. Go on with: isentrope train --resume out\n"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert os.listdir(tmp_path / "out" / "checkpoints") == ["step-00000001"]
+    assert cli.main(["train", "--resume", "out"]) == 0
+    left, right = (Tape.read(tmp_path / name) for name in ("straight", "out"))
+    assert [line for line in same(left, right) if "reward/part" not in line and "trl/rewards" not in line] == []  # columns named after the function
+
+
+def test_ctrl_c_twice_stops_at_once_and_says_how_to_go_on(train):
+    code, _, err = train("trl.save_steps=1", reward="interrupts", pressed=(4, 4))
+    assert code == 130
+    assert err == f"isentrope: stopped at once. The last checkpoint is {Path('out/checkpoints/step-00000002')}. Go on with: isentrope train --resume out\n"
+    assert cli.main(["train", "--resume", "out"]) == 0
+
+
+def test_a_full_disk_is_1_and_the_run_goes_on_when_there_is_room(train, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("mount") is None or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        code, _, err = train("trl.save_steps=1", out="disk/run")
+        assert code == 1
+        assert err.startswith("isentrope: checkpoint: disk/run/checkpoints/step-0000000")
+        assert "cannot be written: No space left on device" in err
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        assert cli.main(["train", "--resume", "disk/run"]) == 0
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: (run / "config.yaml").write_text("{"), "--resume: earlier/config.yaml is not YAML"),
+        (lambda run: (run / "config.yaml").write_text("3"), "--resume: earlier/config.yaml must hold sections"),
+        (lambda run: (run / "config.yaml").write_bytes(b"\xff\xff"), "--resume: earlier/config.yaml is not YAML"),
+        (lambda run: [(run / "run.json").touch(), (run / "checkpoints" / "step-00000004").mkdir(parents=True)], "MANIFEST.json is missing"),
+    ],
+)
+def test_a_damaged_run_is_not_resumed(spoil, words, earlier, run):
+    spoil(Path(earlier))
+    code, _, err = run("train", "--resume", "earlier")
+    assert code == 2
+    assert words in err

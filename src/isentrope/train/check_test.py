@@ -1,5 +1,6 @@
 """What TRL, the objective and the interventions refuse, told before a model is loaded."""
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -38,6 +39,15 @@ def test_values_get_the_declared_types():
         (["control={name: clip-cov, ratio: 20.0}"], ["ratio", "20.0"]),
         (["control=forking-tokens", "trl.top_entropy_quantile=0.2"], ["trl.top_entropy_quantile=0.2", "'forking-tokens'", "Keep one", "drop"]),
         (["control=siren", "trl.entropy_coef=0.01"], ["trl.entropy_coef=0.01", "'siren'"]),
+        (["trl.temperature=0"], ["trl.temperature must be above 0", "0.0", "1e-3"]),
+        (["trl.learning_rate=.nan"], ["trl.learning_rate", "nan"]),
+        (["trl.weight_decay=.inf"], ["trl.weight_decay must be finite", "inf"]),
+        (["trl.max_steps=0"], ["trl.max_steps must be at least 1", "num_train_epochs"]),
+        (["trl.max_completion_length=0"], ["trl.max_completion_length", "at least 1"]),
+        (["trl.max_completion_length=null"], ["trl.max_completion_length", "None"]),
+        (["trl.per_device_train_batch_size=0"], ["trl.per_device_train_batch_size must be at least 1"]),
+        (["trl.report_to=wandbb"], ["unknown tracker 'wandbb'", "wandb"]),
+        (["trl.report_to=[tensorboard, neptune]"], ["'neptune' is not installed", "pip install neptune"]),
     ],
 )
 def test_what_is_wrong_is_named(sets, words):
@@ -66,3 +76,13 @@ def test_conflicts_come_from_the_declaration_alone():
     with pytest.raises(UserError, match=r"trl\.beta=0\.1 and the intervention 'mine'"):
         refuse_same_meaning({"beta": 0.1}, Chain((Mine(),), ("mine",)))
     refuse_same_meaning({"beta": 0.0, "epsilon": 0.3}, Chain((Mine(),), ("mine",)))
+
+
+def test_an_untested_trl_and_unsloth_are_told_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr("isentrope.train.carried.version", lambda package: "1.17.2")
+    with pytest.raises(UserError, match=r"TRL 1\.17\.2 is not tested.*1\.16"):
+        check(load(preset="demo"))
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "unsloth", object())
+    with pytest.raises(UserError, match="Unsloth is loaded"):
+        check(load(preset="demo"))

@@ -127,3 +127,28 @@ def test_the_base_model_is_calibrated(embedded):
     assert found.value("pass@16") >= 0.80
     assert found.value("entropy") >= 0.30
     assert math.isfinite(found.value("maj@16"))
+
+
+def test_rewards_get_what_trl_gives_them_and_the_first_says_what_is_correct(embedded, tmp_path, monkeypatch):
+    (tmp_path / "two_rewards.py").write_text(
+        "seen = {}\n"
+        "def judge(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, group, **_):\n"
+        "    log_extra('length', completions); log_metric(name='x', value=1.0); seen.update(ids=completion_ids, state=trainer_state, group=group)\n"
+        "    return [0.5 * (row % 2) for row in range(len(prompts))]\n"
+        "def shape(completions, **_):\n"
+        "    return [5.0] * len(completions)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "task.jsonl"
+    file.write_text("\n".join(f'{{"prompt": "{i}+{i}=", "group": "g{i}"}}' for i in range(10, 99)))
+    task = build({"jsonl": str(file), "reward": ["two_rewards:judge", "two_rewards:shape"], "correct_at": 0.5})
+    found = run(embedded, task, prompts=2, samples=4, trainer_state="state")
+    assert task.reward_faults() == {}
+    assert [row["correct"] for row in found.samples] == [False, True] * 4
+    assert [row["reward"] for row in found.samples] == [5.0, 5.5] * 4
+    assert found.value("pass@1") == 0.5
+    import two_rewards
+
+    assert [len(ids) for ids in two_rewards.seen["ids"]] == [row["length"] for row in found.samples]
+    assert two_rewards.seen["state"] == "state"
+    assert len(set(two_rewards.seen["group"])) == 2

@@ -70,6 +70,47 @@ def test_a_raise_is_counted_and_ctrl_c_is_not_caught():
         call(stop)
 
 
+def test_only_the_rows_that_raise_stay_unscored():
+    seen = []
+
+    def picky(prompts, completions, answer, trainer_state, **_):
+        seen.append((len(prompts), answer, trainer_state))
+        if "bad" in completions:
+            raise ValueError("bad one")
+        return [float(len(c)) for c in completions]
+
+    guard = GuardedReward(picky)
+    got = guard(prompts=["p"] * 4, completions=["a", "bad", "ccc", "bad"], answer=[1, 2, 3, 4], trainer_state="state")
+    assert got == [1.0, None, 3.0, None]
+    assert guard.counts == {"raised": 2}
+    assert seen == [(4, [1, 2, 3, 4], "state"), *((1, [number], "state") for number in (1, 2, 3, 4))]
+    assert guard(prompts=["p"], completions=["aa"], answer=[1], trainer_state="state") == [2.0]
+
+
+def test_only_the_rows_that_hang_stay_unscored_within_twice_the_limit():
+    def slow(completions, **_):
+        if "hang" in completions:
+            time.sleep(60)
+        return [1.0] * len(completions)
+
+    guard = GuardedReward(slow, timeout=0.4)
+    begun = time.perf_counter()
+    assert guard(prompts=["p"] * 5, completions=["a", "hang", "b", "hang", "c"]) == [1.0, None, 1.0, None, 1.0]
+    assert time.perf_counter() - begun < 2
+    assert guard.counts == {"timeout": 2}
+    assert "task.timeout, 0.4 s" in guard.last_fault
+
+
+def test_a_verifier_that_leaves_the_program_is_a_fault_like_any_other():
+    guard, got = call(lambda **_: exit(3))
+    assert got == [None] * 3
+    assert guard.counts == {"raised": 3}
+
+
+def test_a_number_beyond_float32_is_no_number():
+    assert call(returns([1e39, -1e39, 3.4e38]))[1] == [None, None, 3.4e38]
+
+
 def test_a_function_that_never_ends_is_stopped_even_if_it_catches_exceptions():
     def forever(**_):
         while True:
@@ -133,6 +174,14 @@ def test_async_functions_are_refused_by_name():
 
     with pytest.raises(UserError, match=r"later.*async"):
         GuardedReward(later)
+
+
+@pytest.mark.parametrize("text", ["1/0", "def f(:", "import sys; sys.exit(3)", "raise RuntimeError('no key')"])
+def test_a_reward_module_that_cannot_be_imported(text, tmp_path, monkeypatch):
+    (tmp_path / "broken_reward.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"task\.reward 'broken_reward:f': importing broken_reward raised \w+"):
+        import_reward("broken_reward:f")
 
 
 def test_import_path():

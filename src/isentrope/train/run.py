@@ -252,6 +252,7 @@ class Run:
             with suppress(ValueError):  # a damaged one is written anew
                 before = dict(json.loads(path.read_text(encoding="utf-8")))
         dtype = "bfloat16" if self.args.bf16 else str(next(self.trainer.model.parameters()).dtype).removeprefix("torch.")  # of the logits
+        self._tell_changes(before)
         record = {
             "isentrope": version("isentrope"),
             "versions": versions(),
@@ -273,6 +274,14 @@ class Run:
             "command": before.get("command", " ".join(["isentrope", *sys.argv[1:]])),
         }
         write_json_atomic(path, record)
+
+    def _tell_changes(self, before: Mapping[str, Any]) -> None:
+        """What is not as it was when the run began, and keeps its end from being that of the uninterrupted run bit for bit."""
+        here = {**versions(), "threads": torch.get_num_threads()}
+        there = {**dict(before.get("versions", {})), "threads": before.get("threads")}
+        changed = [f"{key} {there[key]} -> {here[key]}" for key in here if there.get(key) not in (None, here[key])]
+        if changed:
+            self.progress.message(f"warning: not as when the run began: {', '.join(changed)}. The last bits of its figures may differ.")
 
     def eval_provenance(self, dtype: str) -> dict:
         from isentrope.provenance import Provenance

@@ -184,3 +184,59 @@ def test_a_writer_that_never_errs_is_right_in_every_style():
             if style.__name__ in ("tens", "think"):
                 a, b = a % 100, b % 100
             assert last_number(style(a, b, perfect, rng)) == str(a + b)
+
+
+# --- what a JSONL file can hold
+
+
+def task_of(folder, *lines):
+    return build({"jsonl": write(folder, *lines), "reward": REWARD})
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"prompt": "\xff"}', ["line 2 cannot be read", "utf-8"]),
+        (b'{"prompt": "x", "completions": 1}', ["line 2 has a column 'completions'", "Rename"]),
+        (b'{"prompt": "x", "image": "a.png"}', ["'image'"]),
+        (b"[" * 100_000, ["line 2"]),
+        (b'{"prompt": "x", "n": ' + b"9" * 5000 + b"}", ["line 2 cannot be read"]),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(tmp_path, line, words):
+    file = tmp_path / "task.jsonl"
+    file.write_bytes(b'{"prompt": "first"}\n' + line + b"\n")
+    with pytest.raises(TaskError) as error:
+        read_jsonl(file)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_unusual_lines_that_are_right(tmp_path):
+    file = tmp_path / "task.jsonl"
+    text = '{"prompt": "a\u2028b\u0085c", "key": 3}\r\n\n  \n{"prompt": "d", "group": "x"}'
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_jsonl(file) == [{"prompt": "a\u2028b\u0085c", "key": 3}, {"prompt": "d", "group": "x"}]
+
+
+def test_columns_named_as_ours_and_columns_that_some_rows_lack_reach_the_reward(tmp_path):
+    task = task_of(tmp_path, *(json.dumps({"prompt": f"say {i}", "key": i, **({"group": str(i)} if i % 2 else {})}) for i in range(100)))
+    for side in (task.train, task.validation):
+        assert set(side.column_names) == {"prompt", "key", "group"}
+        assert all(row["prompt"] == f"say {row['key']}" and row["group"] == (str(row["key"]) if row["key"] % 2 else None) for row in side)
+
+
+def test_a_column_of_two_types_is_named(tmp_path):
+    with pytest.raises(TaskError, match="a column must hold values of one type in all rows"):
+        task_of(tmp_path, *(json.dumps({"prompt": f"say {i}", "answer": i if i % 2 else str(i)}) for i in range(100)))
+
+
+def test_a_prompt_that_does_not_fit_names_what_the_entries_hold():
+    with pytest.raises(TaskError, match=r"task\.prompt '\{metadata\[expresion\]\}' does not fit.*KeyError.*question, answer, metadata.*expression"):
+        build({"name": "sums", "size": 10, "prompt": "{metadata[expresion]}"})
+
+
+def test_correct_at_is_of_every_source(tmp_path):
+    assert build({"name": "sums", "size": 200, "correct_at": 0.5}).correct_at == 0.5
+    assert build({"jsonl": write(tmp_path, *prompts(100)), "reward": REWARD, "correct_at": 2.0}).correct_at == 2.0
+    assert task_of(tmp_path, *prompts(100)).correct_at == 1.0

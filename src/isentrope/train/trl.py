@@ -65,7 +65,7 @@ class NonFiniteLoss(RuntimeError):
 
     def __init__(self, stage: str, step: int, path: Path | None):
         saved = "" if path is None else f" The batch is saved in {path}."
-        super().__init__(f"step {step}: not finite, first in {stage}. Training stopped; the last checkpoint stands.{saved}")
+        super().__init__(f"step {step}: not finite, first in {stage}. Training stopped; checkpoints already written stand.{saved}")
         self.stage, self.path = stage, path
 
 
@@ -342,7 +342,8 @@ class IsentropeTrainer(GRPOTrainer):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.save(batch, path)
             except (OSError, RuntimeError):  # a full disk must not hide what went wrong
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 path = None
         raise NonFiniteLoss(stage, self.state.global_step + 1, path)
 

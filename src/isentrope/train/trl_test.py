@@ -42,9 +42,7 @@ def options(tmp_path, **changes) -> GRPOConfig:
 
 def run(cls, model_path, args, **more):
     watch = Watch()
-    trainer = cls(
-        model=model_path, reward_funcs=share_of_vowels, args=args, train_dataset=toy_prompts(), callbacks=[watch], **more
-    )
+    trainer = cls(model=model_path, reward_funcs=share_of_vowels, args=args, train_dataset=toy_prompts(), callbacks=[watch], **more)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.train()
@@ -125,9 +123,7 @@ def test_resume_from_any_step_equals_the_straight_run(way, model_path, tmp_path)
     args = RESUMED[way] | {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
 
     def trainer(folder):
-        return IsentropeTrainer(
-            model=model_path, reward_funcs=share_of_vowels, args=options(folder, **args), train_dataset=toy_prompts(rows)
-        )
+        return IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(folder, **args), train_dataset=toy_prompts(rows))
 
     straight = trainer(tmp_path / "run")
     straight.train()
@@ -142,9 +138,7 @@ def test_resume_from_any_step_equals_the_straight_run(way, model_path, tmp_path)
 def test_stock_resume_drifts_so_the_test_above_can_fail(model_path, tmp_path):
     args = RESUMED["slices"] | {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
     *_, weights = run(GRPOTrainer, model_path, options(tmp_path / "run", **args))
-    again = GRPOTrainer(
-        model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path / "again", **args), train_dataset=toy_prompts()
-    )
+    again = GRPOTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path / "again", **args), train_dataset=toy_prompts())
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
     assert any(not torch.equal(a, b) for a, b in zip(again.model.parameters(), weights, strict=True))
 
@@ -249,6 +243,37 @@ def test_nan_gradient_stops_before_the_weights_see_it(model_path, tmp_path):
         trainer.train()
     assert all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters())
     assert set(torch.load(stop.value.path, weights_only=True)[0]) >= {"completion_ids", "advantages"}
+
+
+def test_probabilities_that_are_not_finite_stop_the_run_and_name_the_weights_or_the_forward_pass(model_path, tmp_path):
+    trainer = IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path), train_dataset=toy_prompts())
+    head = trainer.model.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        head[0, 0] = float("nan")
+    with pytest.raises(NonFiniteLoss, match=r"step 1: not finite, first in the weights \(of model\.layers\.0\.mlp\.up_proj\.weight") as stop:
+        trainer.train()
+    assert set(torch.load(stop.value.path, weights_only=True)) == {"prompt_ids"}
+    with torch.no_grad():
+        trainer.model.model.layers[0].mlp.up_proj.weight.fill_(3e38)
+    with pytest.raises(NonFiniteLoss, match=r"first in the model's probabilities while sampling \(the forward pass; the weights are finite\)"):
+        trainer.train()
+
+
+def test_a_batch_that_cannot_be_saved_does_not_hide_the_cause(model_path, tmp_path):
+    trainer = IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path), train_dataset=toy_prompts())
+    trainer.failure_directory = tmp_path / "file"
+    trainer.failure_directory.write_text("in the way")
+    with pytest.raises(NonFiniteLoss, match="first in here") as stop:
+        trainer._stop("here", {})
+    assert stop.value.path is None
+
+
+@pytest.mark.parametrize(("correct_at", "expected"), [(1.0, 0.0), (0.0, 1.0)])
+def test_what_counts_as_correct_is_set_by_its_threshold(correct_at, expected, model_path, tmp_path):
+    listener = Listener()
+    run(IsentropeTrainer, model_path, options(tmp_path, max_steps=1), recorder=listener, correct_at=correct_at)
+    assert listener.rollouts.correct.mean().item() == expected
+    assert 0 < listener.rollouts.reward.mean() < 1
 
 
 def test_rewards_that_are_all_none_train_nothing_and_stay_finite(model_path, tmp_path):
