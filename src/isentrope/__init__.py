@@ -6,7 +6,7 @@
 import importlib
 
 __version__ = "0.1.0"
-_ROOMS = ("measure", "control", "explain", "train", "lab", "report", "testing", "verify", "tape", "provenance", "config")
+_ROOMS = ("measure", "control", "train", "report", "testing", "verify", "tape", "provenance", "config")
 
 
 def __getattr__(name: str):
