@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()  # here, where a reader that has gone is no error; Python's own flush at the exit would complain
+        return code
     except UserError as error:
         return _say(error, error.exit_code)
     except Stopped as error:
