@@ -221,7 +221,7 @@ def test_tasks_lists_presets_and_reasoning_gym(run):
 
 def test_a_closed_pipe_is_no_error():
     found = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -m isentrope.cli papers --json | head -c 10"],
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m isentrope.cli papers --json | true"],
         capture_output=True,
         text=True,
         timeout=300,
