@@ -71,7 +71,8 @@ def trl_options(given: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
             name = kind.__name__ if isinstance(kind, type) else str(kind)
-            raise UserError(f"trl.{key} must be {name.replace(' | ', ' or ')}. Got {value!r}.") from error
+            quote = f" YAML reads bare no, off, yes and on as that; quote it: {key}: 'no'." if isinstance(value, bool) else ""
+            raise UserError(f"trl.{key} must be {name.replace(' | ', ' or ')}. Got {value!r}.{quote}") from error
         allowed_values, fits = RANGES.get(key, ("finite", lambda value: True))
         if not fits(found[key]) or (isinstance(found[key], float) and not math.isfinite(found[key])):
             raise UserError(f"trl.{key} must be {allowed_values}. Got {found[key]!r}.")
