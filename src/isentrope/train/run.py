@@ -3,6 +3,7 @@
 `run(config)` starts one, `run(config, resume=DIR)` goes on with one that was interrupted, wherever it was killed.
 """
 
+import copy
 import errno
 import json
 import math
@@ -186,7 +187,9 @@ class Run:
         """Validation at the current weights, on the tape; a new best model is kept."""
         settings, step = self.config.evaluate, self.trainer.state.global_step
         prompts = min(settings.prompts, len(self.task.validation))
-        with self.trainer.sampling({"prompts": self.task.validation["prompt"][:prompts]}):
+        batch = {"prompts": self.task.validation["prompt"][:prompts]}
+        # autocast: the products of the training also where accelerate did not wrap the model itself (peft)
+        with self.trainer.sampling(batch), self.trainer.accelerator.autocast():
             found = evaluate(
                 self.trainer.accelerator.unwrap_model(self.trainer.model), self.loaded.tokenizer, self.task, prompts=prompts,
                 samples=settings.samples, temperature=float(self.args.temperature), max_completion_length=self.args.max_completion_length,
@@ -225,7 +228,11 @@ class Run:
         try:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
-            self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(fresh, safe_serialization=True)
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            if self.config.model.peft is not None:  # the adapter for those who want it alone; the folder itself is a whole model
+                model.save_pretrained(fresh / "adapter", safe_serialization=True)
+                model = copy.deepcopy(model).merge_and_unload()  # a copy, because taking an adapter out again is not exact
+            model.save_pretrained(fresh, safe_serialization=True)
             self.loaded.tokenizer.save_pretrained(fresh)
             write_text_atomic(fresh / "README.md", self.card(name))
         except BaseException as error:
