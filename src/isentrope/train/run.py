@@ -5,6 +5,7 @@
 
 import copy
 import errno
+import fcntl
 import json
 import math
 import os
@@ -367,22 +368,45 @@ def run(config: Config, *, resume: Path | str | None = None, progress: Watcher |
     Raises UserError for a directory that is not empty, or holds no run to resume.
     """
     progress = Silent() if progress is None else progress
-    if resume is None:
-        return Run(config, fresh_directory(Path(config.out)), None, progress).go()
-    directory = Path(resume)
-    if not (directory / MARK).is_file():
+    directory = fresh_directory(Path(config.out)) if resume is None else Path(resume)
+    if resume is not None and not (directory / MARK).is_file():
         raise UserError(f"{directory} holds no run (no {MARK}), so nothing was computed there. Start one in another directory: isentrope train --out DIR")
+    with owned(directory):
+        found = None if resume is None else _newest(directory, progress)
+        return Run(config, directory, found, progress).go()
+
+
+def _newest(directory: Path, progress: Watcher) -> checkpoint.Checkpoint | None:
     found = checkpoint.latest(directory)
     if found is None:
         progress.message(f"{directory} has no complete checkpoint; the run starts again from step 0.")
         shutil.rmtree(directory / "tape", ignore_errors=True)
-        return Run(config, directory, None, progress).go()
+        return None
     for path, reason in found.skipped:
         progress.message(f"warning: checkpoint {path} is left aside: {reason}")
-    return Run(config, directory, found, progress).go()
+    return found
 
 
 # --- parts
+
+
+@contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """One run at a time writes to a directory; the lock is the kernel's, so that no killed process leaves one behind.
+
+    Raises UserError if another process holds it. The ranks of one run share it: the first takes it for all.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        if int(os.environ.get("RANK", "0")) == 0:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise UserError(f"{directory} is in use: another process is running it. Wait for it, stop it, or choose another --out.") from error
+        yield  # a file system without locks: nothing to hold
+    finally:
+        os.close(handle)
 
 
 def fresh_directory(directory: Path) -> Path:

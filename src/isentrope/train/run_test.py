@@ -1,9 +1,13 @@
 """What a run says of itself in the end."""
 
+import subprocess
+import sys
+
 import pytest
 
+from isentrope.errors import UserError
 from isentrope.tape import Tape, TapeWriter
-from isentrope.train.run import summarise
+from isentrope.train.run import owned, summarise
 
 STEPS = [
     {"step": step, "seconds": 0.5, "tokens": 10.0, "entropy/mean": 1.0 / step, "reward/mean": step / 40} for step in range(1, 41)
@@ -37,3 +41,20 @@ def test_without_two_evaluations_entropy_is_that_of_the_training_responses(tmp_p
     assert (found["entropy.start"], found["entropy.end"]) == pytest.approx((0.75, (1 / 39 + 1 / 40) / 2))
     assert found["entropy.of"].startswith("training")
     assert "pass@1.start" not in found
+
+
+def test_one_process_at_a_time_owns_a_directory_and_a_killed_one_leaves_no_lock(tmp_path):
+    hold = f"with owned(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(600)"
+    line = f"import time\nfrom pathlib import Path\nfrom isentrope.train.run import owned\n{hold}"
+    with subprocess.Popen([sys.executable, "-c", line], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="is in use: another process"), owned(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with owned(tmp_path):
+        pass
+    with owned(tmp_path):  # released by the one before
+        pass
+    assert not list(tmp_path.iterdir())
