@@ -15,6 +15,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from isentrope.tape import TapeWriter
+from isentrope.train.recorder import TapeRecorder
 from isentrope.train.tiny import share_of_vowels
 from isentrope.train.trl import IsentropeTrainer
 
@@ -37,23 +39,35 @@ class Fixed(IsentropeTrainer):
 
 
 class Note:
-    """A recorder that keeps the touched tokens of every row."""
+    """A recorder that keeps the touched tokens of every row, and passes everything on to a tape's recorder if there is one."""
 
-    signals = ()
-
-    def __init__(self):
+    def __init__(self, tape: TapeRecorder | None = None):
         self.touched: dict[str, list] = {}
+        self.tape = tape
+        self.signals = () if tape is None else tape.signals
+        self.steps: list[dict[str, float]] = []
 
-    def begin(self) -> None: ...
+    def begin(self) -> None:
+        if self.tape is not None:
+            self.tape.begin()
+
     def generation(self, trainer, prompts, rollouts) -> None:
+        if self.tape is not None:
+            self.tape.generation(trainer, prompts, rollouts)
         self.rows = sorted(rollouts.row_id.tolist())
 
     def slice(self, trainer, step, stats, result) -> None:
         for key, mask in result.observed.touched.items():
             for row, position in mask.nonzero().tolist():
                 self.touched.setdefault(key, []).append([int(step.rollouts.row_id[row]), position])
+        if self.tape is not None:
+            self.tape.slice(trainer, step, stats, result)
 
-    def update(self, trainer) -> None: ...
+    def update(self, trainer) -> None:
+        if self.tape is not None:
+            self.tape.update(trainer)
+            self.steps.append(dict(self.tape.last))
+
     def measured(self) -> dict:
         return {}
 
@@ -75,13 +89,15 @@ def main() -> None:
     warnings.simplefilter("ignore")
     model, out, control, rows, slices = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
     options = json.loads(sys.argv[6]) if len(sys.argv) > 6 else {}
+    taped = options.pop("tape", False)
     args = GRPOConfig(
         output_dir=str(out), per_device_train_batch_size=rows, gradient_accumulation_steps=slices, num_generations=4, max_completion_length=LENGTH,
         max_steps=options.pop("max_steps", 1), learning_rate=1e-3, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True, bf16=False,
         seed=3, disable_tqdm=True, max_grad_norm=0.0, shuffle_dataset=False, **options,
     )  # fmt: skip
     prompts = Dataset.from_dict({"prompt": [f"{index}+{index + 1}=" for index in range(64)]})
-    keep, note = Keep(), Note()
+    tape = TapeRecorder(TapeWriter(out / "tape"), tokens_every=1) if taped else None
+    keep, note = Keep(), Note(tape)
     trainer = Fixed(
         model=model, reward_funcs=share_of_vowels, args=args, train_dataset=prompts, callbacks=[keep], control=control, recorder=note
     )
@@ -89,7 +105,7 @@ def main() -> None:
     trainer.train()
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     torch.save(
-        {"gradients": keep.gradients, "touched": {key: sorted(value) for key, value in note.touched.items()}, "rows": note.rows},
+        {"gradients": keep.gradients, "touched": {key: sorted(value) for key, value in note.touched.items()}, "rows": note.rows, "steps": note.steps},
         out / f"world{world}-rank{rank}.pt",
     )
 

@@ -59,3 +59,17 @@ def test_slices_and_processes_give_the_gradient_of_one_batch(chain, model_path, 
     assert both == whole["touched"]
     assert bool(whole["touched"]) == (chain not in ("empty",))
     assert sorted(pair[0]["rows"] + pair[1]["rows"]) == whole["rows"]
+
+
+def test_the_rows_of_the_tape_are_of_the_whole_update_whoever_holds_its_parts(model_path, tmp_path):
+    control, options = [{"name": "clip-cov", "ratio": 0.2, "low": -1.0, "high": 1.0}], {"max_steps": 2, "num_iterations": 2, "tape": True}
+    (whole,) = launch(model_path, tmp_path / "whole", control, processes=1, rows=16, slices=1, options=options)
+    (sliced,) = launch(model_path, tmp_path / "sliced", control, processes=1, rows=2, slices=8, options=options)
+    pair = launch(model_path, tmp_path / "pair", control, processes=2, rows=2, slices=4, options=options)
+    own = [key for key in whole["steps"][0] if not key.startswith(("seconds", "tokens_per_second", "trl/"))]
+    assert {"loss", "reward/std", "entropy/q95", "S/mean", "N/mean", "ratio/max", "touch/clip-cov", "removed/clip-cov"} <= set(own)
+    for other in (sliced, *pair):
+        for update in (0, 1):
+            expected, found = ({key: one["steps"][update][key] for key in own} for one in (whole, other))
+            assert found == pytest.approx(expected, rel=2e-4, abs=1e-6, nan_ok=True)
+    assert whole["steps"][1]["removed/clip-cov"] != 0

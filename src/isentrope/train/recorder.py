@@ -66,26 +66,26 @@ class TapeRecorder:
 
     def generation(self, trainer: "IsentropeTrainer", prompts: Sequence[str], rollouts: Rollouts) -> None:
         """A generation batch was sampled and scored; its figures describe every update that uses it."""
-        reward = rollouts.reward
+        reward, correct = _gathered_rows(trainer, rollouts.reward), _gathered_rows(trainer, rollouts.correct)
         groups = reward.view(-1, trainer.num_generations) if len(reward) % trainer.num_generations == 0 else reward.view(1, -1)
         spread = groups.nan_to_num(0.0).amax(1) - groups.nan_to_num(0.0).amin(1)
-        lengths = rollouts.completion_mask.sum(-1).float()
+        lengths = _gathered_rows(trainer, rollouts.completion_mask.sum(-1).float())
         self._batch = {
             "reward/mean": _nanmean(reward),
             "reward/std": _nanstd(reward),
             "reward/zero_std_groups": float((spread == 0).float().mean()),
-            "correct/mean": _nanmean(rollouts.correct),
+            "correct/mean": _nanmean(correct),
             "length/mean": float(lengths.mean()),
-            "truncated/share": float(rollouts.truncated.float().mean()),
+            "truncated/share": float(_gathered_rows(trainer, rollouts.truncated.float()).mean()),
             "tokens": float(lengths.sum()),
         }
         for index, name in enumerate(trainer.reward_func_names):
-            self._batch[f"reward/part/{name}"] = _nanmean(rollouts.reward_parts[:, index])
+            self._batch[f"reward/part/{name}"] = _nanmean(_gathered_rows(trainer, rollouts.reward_parts[:, index].contiguous()))
         hotter = rollouts.completion_mask & (rollouts.sampling_temperature != float(trainer.temperature))
         for _, key in _links_with(trainer, "sample"):
-            self._batch[f"touch/{key}"] = float(hotter.sum() / rollouts.completion_mask.sum().clamp(min=1))
+            self._batch[f"touch/{key}"] = float(_gathered_rows(trainer, hotter.sum(-1).float()).sum() / lengths.sum().clamp(min=1))
         for _, key in _links_with(trainer, "rows"):
-            self._batch[f"touch/{key}"] = float((rollouts.origin != 0).float().mean())
+            self._batch[f"touch/{key}"] = float(_gathered_rows(trainer, (rollouts.origin != 0).float()).mean())
         if self.tokens_every is not None and trainer.accelerator.is_main_process:
             self._samples(trainer, prompts, rollouts)
 
@@ -117,7 +117,7 @@ class TapeRecorder:
     def update(self, trainer: "IsentropeTrainer") -> None:
         """The optimiser has stepped: close the row of this update."""
         step = trainer.state.global_step
-        sums, tokens = self._sums, max(self._sums["tokens"], 1.0)
+        sums, tokens = self._over_ranks(trainer)
         entropy = _gathered(trainer, torch.cat(self._entropy) if self._entropy else torch.zeros(0))
         row: dict[str, Any] = {"step": step, "seconds": time.perf_counter() - self._began, "loss": self._loss}
         row["grad_norm"] = trainer.last_grad_norm
@@ -140,6 +140,20 @@ class TapeRecorder:
             self.writer.append("steps", [row])
         self._watch(trainer, row)
         self._clear()
+
+    def _over_ranks(self, trainer: "IsentropeTrainer") -> tuple[dict[str, float], float]:
+        """Sums and number of tokens of the whole update; the loss (whose mean over ranks it is), the largest ratio and the pushes with them."""
+        world = trainer.accelerator.num_processes
+        if world > 1:
+            names, links = sorted(self._sums), sorted(self._removed)
+            local = [self._sums[name] for name in names] + [value for key in links for value in self._removed[key]] + [self._loss / world]
+            largest = trainer.accelerator.gather(torch.tensor([self._ratio_max], dtype=torch.float64, device=trainer.accelerator.device))
+            total = trainer.accelerator.reduce(torch.tensor(local, dtype=torch.float64, device=trainer.accelerator.device), reduction="sum").tolist()
+            self._sums = dict(zip(names, total, strict=False))
+            pushes = total[len(names) : -1]
+            self._removed = {key: pushes[2 * at : 2 * at + 2] for at, key in enumerate(links)}
+            self._loss, self._ratio_max = total[-1], float(largest.max())
+        return self._sums, max(self._sums.get("tokens", 0.0), 1.0)
 
     def measured(self) -> dict[str, float]:
         """What trackers show beside TRL's metrics: entropies with quantiles, S, N, and what every link touched and removed."""
@@ -287,6 +301,11 @@ def _gathered(trainer: "IsentropeTrainer", value: Tensor) -> Tensor:
     padded = accelerator.pad_across_processes(value, dim=0, pad_index=-1e9)
     gathered = accelerator.gather(padded)
     return gathered[gathered > -1e8]
+
+
+def _gathered_rows(trainer: "IsentropeTrainer", value: Tensor) -> Tensor:
+    """One value per response, of all ranks in their order, so that groups stand together."""
+    return value if trainer.accelerator.num_processes == 1 else trainer.accelerator.gather(value.to(trainer.accelerator.device))
 
 
 def _links_with(trainer: "IsentropeTrainer", stage: str):

@@ -365,8 +365,13 @@ class _RunCallback(TrainerCallback):
 def run(config: Config, *, resume: Path | str | None = None, progress: Watcher | None = None) -> RunResult:
     """Trains as `config` says in `config.out`, or goes on with the run in `resume`.
 
-    Raises UserError for a directory that is not empty, or holds no run to resume.
+    Raises UserError for a directory that is not empty, in use, or holds no run to resume, and under a launcher of several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "isentrope train is one process. On several, start your own script with IsentropeTrainer under torchrun or accelerate (docs/trl.md): "
+            "the same chains, surveys over all ranks, exact resume."
+        )
     progress = Silent() if progress is None else progress
     directory = fresh_directory(Path(config.out)) if resume is None else Path(resume)
     if resume is not None and not (directory / MARK).is_file():
@@ -394,17 +399,16 @@ def _newest(directory: Path, progress: Watcher) -> checkpoint.Checkpoint | None:
 def owned(directory: Path) -> Iterator[None]:
     """One run at a time writes to a directory; the lock is the kernel's, so that no killed process leaves one behind.
 
-    Raises UserError if another process holds it. The ranks of one run share it: the first takes it for all.
+    Raises UserError if another process holds it.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
-        if int(os.environ.get("RANK", "0")) == 0:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise UserError(f"{directory} is in use: another process is running it. Wait for it, stop it, or choose another --out.") from error
-        yield  # a file system without locks: nothing to hold
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # others: a file system without locks, nothing to hold
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(f"{directory} is in use: another process is running it. Wait for it, stop it, or choose another --out.") from error
+        yield
     finally:
         os.close(handle)
 

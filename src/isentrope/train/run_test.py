@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
+from isentrope.config import Config
 from isentrope.errors import UserError
 from isentrope.tape import Tape, TapeWriter
-from isentrope.train.run import owned, summarise
+from isentrope.train.run import owned, run, summarise
 
 STEPS = [
     {"step": step, "seconds": 0.5, "tokens": 10.0, "entropy/mean": 1.0 / step, "reward/mean": step / 40} for step in range(1, 41)
@@ -57,4 +58,11 @@ def test_one_process_at_a_time_owns_a_directory_and_a_killed_one_leaves_no_lock(
         pass
     with owned(tmp_path):  # released by the one before
         pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_are_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"is one process.*IsentropeTrainer under torchrun"):
+        run(Config(out=str(tmp_path / "out")))
     assert not list(tmp_path.iterdir())
