@@ -370,7 +370,7 @@ def run(config: Config, *, resume: Path | str | None = None, progress: Watcher |
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "isentrope train is one process. On several, start your own script with IsentropeTrainer under torchrun or accelerate (docs/trl.md): "
-            "the same chains, surveys over all ranks, exact resume."
+            "the same chains, surveys over all ranks."
         )
     progress = Silent() if progress is None else progress
     directory = fresh_directory(Path(config.out)) if resume is None else Path(resume)
