@@ -4,6 +4,7 @@ from isentrope.measure.tokens import (
     Discriminant,
     Entropy,
     ExpectedDiscriminant,
+    InNucleus,
     LogProb,
     MaxProb,
     MeanLogit,
@@ -12,12 +13,14 @@ from isentrope.measure.tokens import (
     Signal,
     SumSquares,
     TargetProb,
+    TopKEntropy,
+    TopKTail,
     Varentropy,
     token_signals,
     token_signals_from_logits,
 )  # fmt: skip
 
 __all__ = [
-    "Discriminant", "Entropy", "ExpectedDiscriminant", "LogProb", "MaxProb", "MeanLogit", "NucleusEntropy", "Rank", "Signal", "SumSquares", "TargetProb",
-    "Varentropy", "token_signals", "token_signals_from_logits",
+    "Discriminant", "Entropy", "ExpectedDiscriminant", "InNucleus", "LogProb", "MaxProb", "MeanLogit", "NucleusEntropy", "Rank", "Signal", "SumSquares",
+    "TargetProb", "TopKEntropy", "TopKTail", "Varentropy", "token_signals", "token_signals_from_logits",
 ]  # fmt: skip

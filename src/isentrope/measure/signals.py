@@ -124,8 +124,66 @@ class NucleusEntropy(Signal):
         return f"{self.name}[{top_p}]" if self.top_k is None else f"{self.name}[{top_p},{self.top_k}]"
 
 
+@dataclass(frozen=True)
+class InNucleus(Signal):
+    """Whether top-p sampling could have drawn the target, bool: the tokens strictly more likely hold less than `top_p` between them.
+
+    This is the sampler's nucleus, with the token that crosses `top_p` in it (`NucleusEntropy` leaves that one out); of equally likely
+    tokens at its edge all are members, where a sampler keeps some by its sorting order. False where there is no distribution.
+    """
+
+    top_p: float = 0.9
+    name = "in_nucleus"
+
+    def __post_init__(self) -> None:
+        if not self.top_p > 0:
+            raise ValueError(f"InNucleus: top_p must be > 0 (1 or above: every token that is possible at all). Got {self.top_p}.")
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}[{float(self.top_p)}]"
+
+
+@dataclass(frozen=True)
+class TopKEntropy(Signal):
+    """-sum p ln p over the `k` most likely tokens, nats, p normalised over the whole vocabulary: what an engine that returns k
+    log-probs can know of H. H - TopKTail <= value <= H. No gradient."""
+
+    k: int = 20
+    name = "top_k_entropy"
+
+    def __post_init__(self) -> None:
+        _check_k("TopKEntropy", self.k)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}[{self.k}]"
+
+
+@dataclass(frozen=True)
+class TopKTail(Signal):
+    """The most that the tokens beyond the `k` most likely can add to H, nats: m ln(n / m), m their mass and n how many of them
+    are possible (above -inf), reached where they are equally likely. 0 where m is 0. No gradient."""
+
+    k: int = 20
+    name = "top_k_tail"
+
+    def __post_init__(self) -> None:
+        _check_k("TopKTail", self.k)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}[{self.k}]"
+
+
+def _check_k(name: str, k: int) -> None:
+    if k < 1:
+        raise ValueError(f"{name}: k must be at least 1. Got {k}.")
+
+
 SIGNALS: tuple[type[Signal], ...] = (
-    LogProb, Entropy, Discriminant, ExpectedDiscriminant, SumSquares, MaxProb, TargetProb, Varentropy, MeanLogit, Rank, NucleusEntropy
+    LogProb, Entropy, Discriminant, ExpectedDiscriminant, SumSquares, MaxProb, TargetProb, Varentropy, MeanLogit, Rank, InNucleus, NucleusEntropy,
+    TopKEntropy, TopKTail,
 )  # fmt: skip
 """Every signal."""
 

@@ -11,6 +11,7 @@ from isentrope.measure.signals import (
     Discriminant,
     Entropy,
     ExpectedDiscriminant,
+    InNucleus,
     LogProb,
     MaxProb,
     MeanLogit,
@@ -18,6 +19,8 @@ from isentrope.measure.signals import (
     Rank,
     SumSquares,
     TargetProb,
+    TopKEntropy,
+    TopKTail,
     Varentropy,
 )
 from isentrope.measure.tokens import token_signals, token_signals_from_logits
@@ -66,6 +69,49 @@ def test_two_tokens(x):
         "varentropy": p * q * x * x, "p": p, "max_p": max(p, q), "mean_logit": x / 2, "rank": int(x < 0),
     }  # fmt: skip
     assert {key: float(found[key]) for key in expected} == pytest.approx(expected, abs=1e-13)
+
+
+def test_the_nucleus_of_the_sampler_holds_the_token_that_crosses():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log().repeat(4, 1)
+    for top_p, members in ((0.4, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.94, 3), (0.96, 4), (1.0, 4), (2.0, 4)):
+        found = both_ways(logits, torch.arange(4), [InNucleus(top_p)])
+        assert found[f"in_nucleus[{top_p}]"].tolist() == [True] * members + [False] * (4 - members)
+    tied = both_ways(torch.zeros(1, 4, dtype=torch.float64), torch.tensor([3]), [InNucleus(0.3)])
+    assert tied["in_nucleus[0.3]"].item()
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=9), st.integers(1, 10))
+@settings(deadline=None, max_examples=100)
+def test_the_tail_bounds_what_the_top_k_leave_out(row, k):
+    logits = torch.tensor([row], dtype=torch.float64)
+    found = both_ways(logits, torch.tensor([0]), [Entropy(), TopKEntropy(k), TopKTail(k)])
+    entropy, kept, tail = (found[key].item() for key in ("entropy", f"top_k_entropy[{k}]", f"top_k_tail[{k}]"))
+    assert kept - 1e-12 <= entropy <= kept + tail + 1e-12
+    if k >= len(row):
+        assert tail == 0
+        assert kept == pytest.approx(entropy, abs=1e-12)
+
+
+def test_the_tail_bound_is_reached_by_an_even_tail():
+    bias = torch.tensor([3.0, 1.0, 1.0, 1.0, -math.inf], dtype=torch.float64)
+    signals, target = [Entropy(), TopKEntropy(1), TopKTail(1)], torch.tensor([0])
+    found = token_signals(torch.zeros(1, 2, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.float64), target, signals, bias=bias)
+    for key, value in token_signals_from_logits(bias.unsqueeze(0), target, signals).items():
+        torch.testing.assert_close(found[key], value)
+    assert (found["top_k_entropy[1]"] + found["top_k_tail[1]"]).item() == pytest.approx(found["entropy"].item(), abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: InNucleus(0.0), "InNucleus: top_p must be > 0"),
+        (lambda: TopKEntropy(0), "TopKEntropy: k must be at least 1. Got 0"),
+        (lambda: TopKTail(-1), "TopKTail: k must be at least 1. Got -1"),
+    ],
+)
+def test_parameters_of_row_signals_are_checked(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
 
 
 # --- identities

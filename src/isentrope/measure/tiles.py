@@ -15,19 +15,19 @@ distance from it, where p is small. r is a constant of the softmax, so neither v
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from isentrope.measure.signals import LogProb, NucleusEntropy, Rank, Signal, SumSquares
+from isentrope.measure.rows import FLOOR, KINDS, add_nucleus_slope, keeps_all, of_whole_rows, orders, selects
+from isentrope.measure.signals import LogProb, NucleusEntropy, Signal, SumSquares
 
 TILE = 1 << 20  # logits per tile: three float32 buffers of 4 MiB stay in the last-level cache
 ROWS = 1024  # tokens per tile, where there are that many
 WHOLE_ROWS = 1 << 21  # logits per tile of signals that rank a whole row
 SLOPES = 1 << 23  # 16-bit slopes gathered before a product, so that few partial products are rounded
 
-_FLOOR = -1e30  # stands for -inf relative to the top: below every logit, exp of it is 0, and it can be multiplied
 _HALF = (torch.bfloat16, torch.float16)
 _NEEDS = {  # which sums a signal is made of
     "entropy": {"ey"},
@@ -88,7 +88,7 @@ class Tiles:
         self.factor = head.slope if head.softcap is None else head.scale / head.softcap
         self.bias = None if bias is None else bias.to(head.exact)
         # -inf, and what overflows once multiplied (a mask may well be written as the lowest finite number)
-        self.holds_minus_inf = self.bias is not None and head.softcap is None and bool((self.bias * self.factor < _FLOOR).any())
+        self.holds_minus_inf = self.bias is not None and head.softcap is None and bool((self.bias * self.factor < FLOOR).any())
         self.reference = self._target_products() if head.product in _HALF else None
         size = grid.rows * grid.columns
         self._z, self._e, self._w = (torch.empty(size, dtype=head.exact, device=hidden.device) for _ in range(3))
@@ -170,7 +170,7 @@ class Sums:
         _, e, spare = tiles.buffers(rows, columns)
         torch.exp(y, out=e)
         if tiles.holds_minus_inf:
-            y.clamp_(min=_FLOOR)  # e is 0 there, and 0 x (-inf) must be 0
+            y.clamp_(min=FLOOR)  # e is 0 there, and 0 x (-inf) must be 0
         self.parts["e"][rows] += e.sum(-1)
         if "ey" in self.parts:
             torch.mul(e, y, out=spare)
@@ -231,89 +231,21 @@ class Sums:
 def measure(tiles: Tiles, signals: Sequence[Signal]) -> dict[str, Tensor]:
     """All values in one pass over the tiles."""
     tokens, vocab, grid = tiles.hidden.shape[0], tiles.weight.shape[0], tiles.grid
-    nuclei = [signal for signal in signals if selects(signal, vocab)]
-    ranked = any(isinstance(signal, Rank) for signal in signals)
+    ordered = [signal for signal in signals if orders(signal, vocab)]
     needed = set().union(*(_NEEDS.get("entropy" if keeps_all(signal, vocab) else signal.key, set()) for signal in signals))
     sums = Sums(tokens, needed, tiles.head.exact, tiles.hidden.device)
-    ranks = torch.empty(tokens, dtype=torch.int64, device=tiles.hidden.device)
-    values = {signal.key: torch.empty_like(sums.top) for signal in nuclei}
+    values = {signal.key: torch.empty_like(sums.top, dtype=KINDS.get(type(signal))) for signal in ordered}
     for columns in spans(vocab, grid.columns):
         for rows in spans(tokens, grid.rows):
             y, e = sums.add(tiles, rows, columns)
-            if ranked:
+            for signal in ordered:
                 own = (sums.own[rows] - sums.base(rows)).unsqueeze(-1)
-                ranks[rows] = (y > (own.clamp(min=_FLOOR) if tiles.holds_minus_inf else own)).sum(-1)
-            for signal in nuclei:
-                values[signal.key][rows] = nucleus(e, sums.parts["e"][rows], signal).entropy
+                values[signal.key][rows] = of_whole_rows(signal, y, e, own.clamp(min=FLOOR) if tiles.holds_minus_inf else own, sums.parts["e"][rows])
     found = sums.finish(tiles.shift(slice(None)), vocab)
     nowhere = torch.isnan(found["total"])
     values |= {signal.key: found["entropy"] for signal in signals if keeps_all(signal, vocab)}
-    return found | {"rank": ranks.masked_fill_(nowhere, vocab)} | {key: torch.where(nowhere, math.nan, value) for key, value in values.items()}
-
-
-# --- the nucleus
-
-
-@dataclass(frozen=True)
-class Nucleus:
-    """The nucleus of each token: its mass, its entropy, and what is needed to know the members again."""
-
-    mass: Tensor  # sum of p inside, [token]
-    entropy: Tensor  # nats, [token]; 0 where it is empty
-    edge: Tensor  # e of its least likely member, [token]; inf where it is empty
-    share: Tensor  # which part of the tokens that equal the edge are members, [token]
-
-
-def keeps_all(signal: Signal, vocab: int) -> bool:
-    """Whether it is a nucleus entropy whose nucleus is the whole vocabulary: then it is the entropy."""
-    return isinstance(signal, NucleusEntropy) and signal.top_p > 1 and (signal.top_k is None or signal.top_k >= vocab)
-
-
-def selects(signal: Signal, vocab: int) -> TypeGuard[NucleusEntropy]:
-    """Whether it is a nucleus entropy that has to rank tokens."""
-    return isinstance(signal, NucleusEntropy) and not keeps_all(signal, vocab)
-
-
-def nucleus(e: Tensor, total: Tensor, signal: NucleusEntropy) -> Nucleus:
-    """The nucleus of p = e / total, [token, vocab] and [token]. Ranks ever more of the likeliest tokens, for the rows that need it."""
-    tokens, vocab = e.shape
-    limit = vocab if signal.top_k is None else min(signal.top_k, vocab)
-    found = torch.zeros(4, tokens, dtype=e.dtype, device=e.device)
-    left, size = torch.arange(tokens, device=e.device), max(1, vocab // 64)  # up to a 64th, topk keeps a heap and is quick
-    while left.numel():
-        size = size if size * 8 < limit else limit
-        rows, sums = (e, total) if left.numel() == tokens else (e[left], total[left])
-        ordered = rows.topk(size, dim=-1).values if size < vocab else rows.sort(dim=-1, descending=True).values
-        p = ordered / sums.unsqueeze(-1)
-        inside = p.cumsum(-1, dtype=torch.float64) < signal.top_p
-        done = ~inside[:, -1] | (size == limit)
-        found[:, left[done]] = _members(ordered[done], p[done], inside[done], rows[done])
-        left, size = left[~done], size * 8
-    return Nucleus(*found)
-
-
-def _members(ordered: Tensor, p: Tensor, inside: Tensor, e: Tensor) -> Tensor:
-    """mass, entropy, edge, share, stacked."""
-    p = torch.where(inside, p, 0.0)
-    mass, count = p.sum(-1), inside.sum(-1, keepdim=True)
-    some = count.squeeze(-1) > 0
-    safe = torch.where(some, mass, 1.0)
-    entropy = torch.where(some, safe.log() - torch.xlogy(p, p).sum(-1) / safe, 0.0).clamp(min=0.0)
-    edge = ordered.gather(-1, (count - 1).clamp(min=0))
-    share = ((ordered == edge) & inside).sum(-1) / (e == edge).sum(-1).clamp(min=1)
-    return torch.stack([mass, entropy, torch.where(some, edge.squeeze(-1), math.inf), share.to(e.dtype)])
-
-
-def add_nucleus_slope(slope: Tensor, y: Tensor, e: Tensor, total: Tensor, gradient: Tensor, signal: NucleusEntropy) -> None:
-    """slope += gradient x -q (ln q + Hn) over the members, q = p / mass."""
-    found = nucleus(e, total, signal)
-    some = torch.isfinite(found.edge)
-    mass = total * torch.where(some, found.mass, 1.0)
-    scale = torch.where(some, -gradient / mass, 0.0).unsqueeze(-1)
-    level = (found.entropy - mass.log()).unsqueeze(-1)  # ln q + Hn = y + level
-    edge, share = found.edge.unsqueeze(-1), found.share.unsqueeze(-1)
-    member = (e > edge).to(e.dtype).add_((e == edge) * share)
-    slope.add_(member.mul_(e).mul_(scale).mul_(y + level))
+    nothing = {torch.int64: vocab, torch.bool: False}
+    return found | {key: value.masked_fill(nowhere, nothing.get(value.dtype, math.nan)) for key, value in values.items()}
 
 
 # --- autograd
@@ -325,7 +257,7 @@ class TokenSignals(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head, signals: tuple[Signal, ...]):
         ctx.set_materialize_grads(False)
-        whole_rows = any(isinstance(signal, Rank) or selects(signal, weight.shape[0]) for signal in signals)
+        whole_rows = any(orders(signal, weight.shape[0]) for signal in signals)
         with torch.autocast(hidden.device.type, enabled=False):
             grid = Grid.of(hidden.shape[0], weight.shape[0], whole_rows=whole_rows)
             found = measure(Tiles(hidden, weight, bias, target, head, grid), signals)
@@ -408,7 +340,7 @@ class Slopes:
         _, e, spare = tiles.buffers(rows, columns)
         torch.exp(y, out=e)
         if tiles.holds_minus_inf:
-            y.clamp_(min=_FLOOR)
+            y.clamp_(min=FLOOR)
         bend = None if tiles.head.softcap is None else 1 - spare * spare
         extra = torch.zeros_like(e) if self.nuclei else None
         for signal, g in self.nuclei:
@@ -450,7 +382,7 @@ def pull_back(
     block = min(vocab, max(grid.columns, SLOPES // (grid.rows * grid.columns) * grid.columns)) if half else grid.columns
     gathered = torch.empty(grid.rows * block, dtype=head.product, device=hidden.device) if half else None
     grad_hidden = torch.zeros(hidden.shape, dtype=head.exact, device=hidden.device) if wanted[0] else None
-    grad_weight = torch.zeros_like(weight) if wanted[1] else None
+    grad_weight = None if not wanted[1] else torch.empty_like(weight) if tokens else torch.zeros_like(weight)  # the first row tile writes it
     grad_bias = torch.zeros(vocab, dtype=head.exact, device=hidden.device) if wanted[2] else None
     for wide in spans(vocab, block):
         collected = None  # the weight's gradient over several row tiles, where the product cannot be added in place
@@ -460,7 +392,8 @@ def pull_back(
                 _accumulate(grad_hidden[rows], slope, tiles.weight[wide].to(head.product))
             if grad_weight is not None:
                 if grad_weight.dtype == head.product == head.exact:
-                    grad_weight[wide].addmm_(slope.T, tiles.hidden[rows])
+                    part = grad_weight[wide]
+                    torch.addmm(part, slope.T, tiles.hidden[rows], beta=0 if rows.start == 0 else 1, out=part)
                 elif tokens <= grid.rows:
                     grad_weight[wide] = slope.T @ tiles.hidden[rows]
                 else:

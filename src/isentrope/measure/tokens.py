@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from isentrope.measure.rows import FLOOR, tail_bound
 from isentrope.measure.signals import (
     SIGNALS,
     SIGNALS_WITH_GRAD,
     Discriminant,
     Entropy,
     ExpectedDiscriminant,
+    InNucleus,
     LogProb,
     MaxProb,
     MeanLogit,
@@ -28,13 +30,16 @@ from isentrope.measure.signals import (
     Signal,
     SumSquares,
     TargetProb,
+    TopKEntropy,
+    TopKTail,
     Varentropy,
 )  # fmt: skip
 from isentrope.measure.tiles import Head, TokenSignals
 
 __all__ = [
-    "SIGNALS", "SIGNALS_WITH_GRAD", "Discriminant", "Entropy", "ExpectedDiscriminant", "LogProb", "MaxProb", "MeanLogit",
-    "NucleusEntropy", "Rank", "Signal", "SumSquares", "TargetProb", "Varentropy", "token_signals", "token_signals_from_logits",
+    "SIGNALS", "SIGNALS_WITH_GRAD", "Discriminant", "Entropy", "ExpectedDiscriminant", "InNucleus", "LogProb", "MaxProb", "MeanLogit",
+    "NucleusEntropy", "Rank", "Signal", "SumSquares", "TargetProb", "TopKEntropy", "TopKTail", "Varentropy", "token_signals",
+    "token_signals_from_logits",
 ]  # fmt: skip
 
 
@@ -151,6 +156,25 @@ def _nucleus_entropy(z: Tensor, k: Tensor, signal: Signal) -> Tensor:
     return torch.where(some, value, torch.where(p.isnan().any(-1), torch.nan, 0.0))
 
 
+def _in_nucleus(z: Tensor, k: Tensor, signal: Signal) -> Tensor:
+    assert isinstance(signal, InNucleus)
+    p, own = _distribution(z)[0], z.gather(-1, k)
+    above = torch.where(z > own, p, 0.0).sum(-1)
+    return (above < signal.top_p) & torch.isfinite(own.squeeze(-1) + z.logsumexp(-1))
+
+
+def _top_k_entropy(z: Tensor, k: Tensor, signal: Signal) -> Tensor:
+    assert isinstance(signal, TopKEntropy)
+    return torch.special.entr(_distribution(z)[0].sort(dim=-1, descending=True).values[..., : signal.k]).sum(-1)
+
+
+def _top_k_tail(z: Tensor, k: Tensor, signal: Signal) -> Tensor:
+    assert isinstance(signal, TopKTail)
+    others = _distribution(z)[0].sort(dim=-1, descending=True).values[..., signal.k :]
+    possible = (z > z.amax(-1, keepdim=True) + FLOOR).sum(-1)
+    return tail_bound(others.sum(-1), possible - signal.k) + 0 * z.logsumexp(-1)
+
+
 _DEFINITIONS: dict[type[Signal], Callable[[Tensor, Tensor, Signal], Tensor]] = {
     LogProb: _log_prob,
     Entropy: _entropy,
@@ -162,7 +186,10 @@ _DEFINITIONS: dict[type[Signal], Callable[[Tensor, Tensor, Signal], Tensor]] = {
     Varentropy: lambda z, k, _: (_distribution(z)[0] * (_distribution(z)[1] + _entropy(z, k, _).unsqueeze(-1)) ** 2).sum(-1),
     MeanLogit: lambda z, k, _: z.mean(-1) + 0 * z.logsumexp(-1),
     Rank: _rank,
+    InNucleus: _in_nucleus,
     NucleusEntropy: _nucleus_entropy,
+    TopKEntropy: _top_k_entropy,
+    TopKTail: _top_k_tail,
 }
 
 

@@ -17,6 +17,7 @@ from isentrope.measure.signals import (
     Discriminant,
     Entropy,
     ExpectedDiscriminant,
+    InNucleus,
     LogProb,
     MaxProb,
     MeanLogit,
@@ -25,6 +26,8 @@ from isentrope.measure.signals import (
     Signal,
     SumSquares,
     TargetProb,
+    TopKEntropy,
+    TopKTail,
     Varentropy,
 )
 from isentrope.measure.tokens import token_signals, token_signals_from_logits
@@ -32,9 +35,11 @@ from isentrope.measure.tokens import token_signals, token_signals_from_logits
 SMOOTH = (LogProb(), Entropy(grad=True), SumSquares(grad=True), NucleusEntropy(1.5, grad=True))
 NUCLEI = (NucleusEntropy(0.8, grad=True), NucleusEntropy(0.9, top_k=3, grad=True), NucleusEntropy(1.5, top_k=4, grad=True))
 WITH_GRAD = (*SMOOTH, *NUCLEI)
-DETACHED = (Discriminant(), ExpectedDiscriminant(), MaxProb(), TargetProb(), Varentropy(), MeanLogit(), Rank())
+SUMS = (Discriminant(), ExpectedDiscriminant(), MaxProb(), TargetProb(), Varentropy(), MeanLogit())
+DETACHED = (*SUMS, Rank(), InNucleus(0.6), TopKEntropy(3), TopKTail(3), TopKEntropy(99), TopKTail(99))
+KINDS = {Rank: torch.int64, InNucleus: torch.bool}
 EVERY = (*WITH_GRAD, *DETACHED)
-ONLINE = (*SMOOTH[:3], *DETACHED[:-1])  # by sums over column tiles; the others see whole rows
+ONLINE = (*SMOOTH[:3], *SUMS)  # by sums over column tiles; the others see whole rows
 HEADS = {
     "plain": {},
     "temperature": {"temperature": 0.7},
@@ -104,7 +109,7 @@ def test_the_engine_equals_the_definition_in_values_and_gradients(dtype, toleran
             assert_same(found, expected, tolerance)
             for signal in signals:
                 assert found[signal.key].requires_grad == signal.grad == expected[signal.key].requires_grad
-                assert found[signal.key].dtype == (torch.int64 if isinstance(signal, Rank) else dtype)
+                assert found[signal.key].dtype == KINDS.get(type(signal), dtype)
             if any(signal.grad for signal in signals):
                 leaves = (hidden, weight, bias)
                 for ours, theirs in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
@@ -209,6 +214,11 @@ def test_an_empty_batch_gives_empty_values_and_zero_gradients(shape, dtype):
 # --- logits that are not finite
 
 
+def nowhere(key, value, vocab):
+    """Whether the value is that of a position without a distribution."""
+    return value == vocab if key == "rank" else not value if key.startswith("in_nucleus") else value.isnan()
+
+
 @pytest.mark.parametrize("lowest", [-math.inf, -3e38, -1e31], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_banned_tokens_leave_the_distribution_of_the_others(dtype, lowest):
@@ -251,11 +261,11 @@ def test_a_position_without_a_distribution_is_nan_and_alone(dtype, bad):
     with grid(*TINY):
         found, expected = (token_signals(h, weight, target, EVERY, bias=bias) for h in (spoilt, hidden))
         for key, value in found.items():
-            assert value[4] == 11 if key == "rank" else value[4].isnan()
+            assert nowhere(key, value[4], 11)
             assert torch.equal(value[others], expected[key][others])
         leaves = (weight, bias)
-        ours = gradients({key: value * others if key != "rank" else value for key, value in found.items()}, (spoilt, *leaves))  # NaN x 0 in the values
-        theirs = gradients({key: value * others if key != "rank" else value for key, value in expected.items()}, (hidden, *leaves))
+        ours = gradients({key: value * others for key, value in found.items() if value.requires_grad}, (spoilt, *leaves))  # NaN x 0 in the values
+        theirs = gradients({key: value * others for key, value in expected.items() if value.requires_grad}, (hidden, *leaves))
         for ours_, theirs_ in zip(ours, theirs, strict=True):
             assert torch.equal(ours_, theirs_)
         assert not ours[0][4].any()
@@ -271,8 +281,8 @@ def test_a_row_of_minus_inf_or_with_inf_or_nan_has_no_distribution(value):
         tiled = token_signals(torch.eye(2, dtype=torch.float64)[1:], torch.zeros(4, 2, dtype=torch.float64), torch.tensor(target[:1]), EVERY, bias=logits[0])
         for key in found:
             for got in (found[key][0], tiled[key][0]):
-                assert got == 4 if key == "rank" else got.isnan()
-            assert not found[key][1].isnan()
+                assert nowhere(key, got, 4)
+            assert not nowhere(key, found[key][1], 4) or key.startswith("in_nucleus")
 
 
 # --- 16 bits
