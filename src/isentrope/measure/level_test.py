@@ -285,7 +285,7 @@ def test_summary_by_hand():
     assert float(summarise(f64([0.0, 0.0, 0.0, 1.0, 4.0])).bowley) == 1  # all of the inner half above the median
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0.01, 9), min_size=1, max_size=9), st.floats(0.1, 20))
 def test_scaling_moves_locations_and_leaves_shapes(values, factor):
     one, scaled = summarise(f64(values)), summarise(f64(values) * factor)
