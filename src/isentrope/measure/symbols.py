@@ -25,6 +25,16 @@ def symbol_entropy(symbols: Int[Tensor, "sample *dim"]) -> Float[Tensor, ""]:
     return torch.special.entr(counts.double() / symbols.shape[0]).sum()
 
 
+def aligned_counts(x: Int[Tensor, " sample"], y: Int[Tensor, " other"]) -> tuple[Int[Tensor, " symbol"], Int[Tensor, " symbol"]]:
+    """How often each symbol that occurs in either sample occurs in the first and in the second, in the order of the symbols.
+
+    >>> aligned_counts(torch.tensor([4, 4, 9]), torch.tensor([9]))
+    (tensor([2, 1]), tensor([0, 1]))
+    """
+    names, place = torch.cat((x, y)).unique(return_inverse=True)
+    return place[: len(x)].bincount(minlength=len(names)), place[len(x) :].bincount(minlength=len(names))
+
+
 def symbol_information(
     x: Int[Tensor, "sample *xdim"], y: Int[Tensor, "sample *ydim"], *, given: Int[Tensor, "sample *zdim"] | None = None
 ) -> Float[Tensor, ""]:

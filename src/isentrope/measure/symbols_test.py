@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from isentrope.measure.symbols import (
+    aligned_counts,
     co_information,
     dual_total_correlation,
     extropy,
@@ -50,6 +51,12 @@ def test_symbol_entropy_is_that_of_the_frequencies_and_of_no_names(values):
     symbols = torch.tensor(values)
     assert float(symbol_entropy(symbols)) == pytest.approx(-sum(f * math.log(f) for f in shares), abs=1e-12)
     assert float(symbol_entropy(torch.stack((symbols, -3 * symbols), 1))) == pytest.approx(float(symbol_entropy(symbols)), abs=1e-12)
+
+
+def test_aligned_counts_of_two_samples():
+    first, second = aligned_counts(torch.tensor([4, 4, -2]), torch.tensor([9, -2, -2, -2]))
+    assert (first.tolist(), second.tolist()) == ([1, 2, 0], [3, 0, 1])
+    assert aligned_counts(torch.tensor([1]), torch.zeros(0, dtype=torch.int64))[1].tolist() == [0]
 
 
 def test_no_symbols_are_refused():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from isentrope.measure.counts import CountEstimator, count_cross_entropy, count_divergence, count_entropy
 from isentrope.measure.samples import (
     Kernel,
     kernel_entropy,
@@ -16,6 +17,7 @@ from isentrope.measure.samples import (
     ksg_mutual_information,
 )
 from isentrope.measure.symbols import (
+    aligned_counts,
     co_information,
     dual_total_correlation,
     extropy,
@@ -26,6 +28,7 @@ from isentrope.measure.symbols import (
     symbol_entropy,
     symbol_information,
     total_correlation,
+    transfer_entropy,
     tse_complexity,
 )
 from isentrope.verify.cases import Case, Outputs, Unreadable, answers
@@ -118,14 +121,44 @@ def ordinal(case: Case) -> Outputs:
 
 def _jensen_shannon(x: Tensor, y: Tensor) -> Tensor:
     """Of the frequencies of two samples."""
-    p, q = _frequencies(x, y)
+    p, q = (counts.double() / counts.sum() for counts in aligned_counts(x, y))
     return torch.special.entr((p + q) / 2).sum() - (torch.special.entr(p).sum() + torch.special.entr(q).sum()) / 2
 
 
-def _frequencies(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    _, place = torch.cat((x, y)).unique(return_inverse=True)
-    size = int(place.max()) + 1
-    return place[: len(x)].bincount(minlength=size).double() / len(x), place[len(x) :].bincount(minlength=size).double() / len(y)
+ESTIMATORS: Mapping[str, CountEstimator] = {
+    "discrete": "plug-in",
+    "miller_madow": "miller-madow",
+    "chao_shen": "chao-shen",
+    "grassberger": "grassberger-1988",
+    "shrink": "shrink",
+    "bayes_jeffrey": "jeffreys",
+    "bayes_laplace": "laplace",
+    "bonachela": "bonachela",
+    "zhang": "zhang",
+    "chao_wang_jost": "chao-wang-jost",
+}
+
+
+@answers(SLUG, "discrete*")
+def discrete(case: Case) -> Outputs:
+    x, y, z = case["x"], case["y"], case["z"]
+    counts, other = aligned_counts(x, y)
+    produced: dict[str, Tensor] = {
+        f"{name}_{key}": count_entropy(case[name].unique(return_counts=True)[1], estimator)
+        for name in ("x", "constant", "distinct")
+        for key, estimator in ESTIMATORS.items()
+    }
+    return produced | {
+        "x_discrete_bits": symbol_entropy(x) / math.log(2),
+        "joint_xy": symbol_entropy(torch.stack((x, y), 1)),
+        "mi_xy": symbol_information(x, y),
+        "cmi_xy_z": symbol_information(x, y, given=z),
+        "te_x_to_y": transfer_entropy(x, y),
+        "cross_xy": count_cross_entropy(counts, other, released=True),
+        "kl_xy": count_divergence(counts, other, released=True),
+        "js_xy": _jensen_shannon(x, y),
+        "js_disjoint": _jensen_shannon(x, x - x.min() + x.max() + 1),  # any two samples without a common symbol
+    }
 
 
 @answers(SLUG, "multivariate*")
