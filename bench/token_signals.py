@@ -1,103 +1,177 @@
-"""`token_signals` against plain PyTorch and TRL's chunked head: ln p of the target and the entropy of every token, in one process, interleaved.
+"""`token_signals` against the matrix products it cannot avoid, TRL's fused head, plain PyTorch and Liger: one process, interleaved.
 
-    python bench/token_signals.py            # longer, with bfloat16 and more tokens
-    python bench/token_signals.py --quick    # about a minute on two cores
+    python bench/token_signals.py            # every size, dtype and pass; half an hour on two cores
+    python bench/token_signals.py --quick    # one row: SmolLM2's head, 1024 tokens, float32, forward and backward; under a minute
+    python bench/token_signals.py --json     # one JSON object; goes with --quick
 
-plain   logits = hidden @ weight.T, log_softmax, gather, entropy: [token, vocab] is held
-trl     TRL's ChunkedLogProbFunction with the chunk size of its trainers: what `add_fused_lm_head` puts before GRPO's loss
+floor   the products alone: hidden . W^T for `forward`; for `forward+backward` four, as a backward that recomputes needs (logits twice,
+        the gradients of hidden and W)
+ours    log-prob, H, S, N and max p of every token; backward through log-prob and H
+trl     TRL's ChunkedLogProbFunction with the chunk size of its trainers, which `add_fused_lm_head` puts before GRPO's loss: log-prob and H
+plain   logits, log_softmax, gather, entropy, by autograd: [token, vocab] is held; left out where that needs more than 8 GiB
+liger   Liger's fused head, where Triton and a GPU are
 
-Three passes: `forward`; `log p` (forward, then backward through ln p, the entropy detached: GRPO); `log p, H` (backward through
-both: an entropy bonus). Every round runs all three heads once, in an order that rotates; the ratio is ours / peer of the same
-round, its median over the rounds with a 95 % bootstrap interval: below 1 we are quicker. Memory is the peak of what torch
-allocates during one call, results and gradients included, inputs not. Targets are drawn from the model; logits have standard
-deviation 2. Before timing, the values and gradients of the three are compared, and the largest difference is printed. Many small
-operations suffer most when other processes hold the cores, so the share of them that a large product got is printed too:
-below 0.95, measure again, or with --threads 1.
+Every round runs all heads once, in an order that rotates. Times are medians over the rounds; a ratio is ours / peer within a round, its
+median, with a 95 % bootstrap interval where there are five rounds or more. `extra` is the peak of what torch allocates during one call,
+beyond inputs, values and gradients. Targets are drawn from the model; logits have standard deviation 2. `H bias` and `H error` are the
+mean and the largest absolute difference of H from float64 of the same inputs (the first 1024 tokens). When other processes hold the
+cores the ratios blur: `cores` is the least share of them that a large product got; below 0.95, measure again.
 """
 
 import argparse
+import gc
+import importlib.util
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory would announce itself on stderr
 
 import numpy as np
 import torch
 import trl
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer import utils as trl_utils
 
-from isentrope.measure import Entropy, LogProb, token_signals
+from isentrope.measure import (
+    Discriminant,
+    Entropy,
+    ExpectedDiscriminant,
+    InNucleus,
+    LogProb,
+    MaxProb,
+    NucleusEntropy,
+    Rank,
+    TopKEntropy,
+    TopKTail,
+    token_signals,
+    token_signals_from_logits,
+)  # fmt: skip
 
-Head = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor]]
-PASSES = ("forward", "log p", "log p, H")
+Inputs = tuple[Tensor, Tensor, Tensor]
+PASSES = ("forward", "forward+backward")
+SIGNALS = (LogProb(), Entropy(grad=True), Discriminant(), ExpectedDiscriminant(), MaxProb())
+ORDERED = (NucleusEntropy(0.9), Rank(), InNucleus(0.9), TopKEntropy(20), TopKTail(20))
+MOST = 8 * 2**30  # bytes that a head may hold beyond its inputs, by estimate
 
 
 @dataclass(frozen=True)
-class Size:
-    name: str
+class Row:
+    model: str
     d: int
     vocab: int
     tokens: int
+    dtype: torch.dtype
+    which: str  # one of PASSES, or "ordered"
 
 
-def sizes(quick: bool) -> list[Size]:
-    base = json.loads((files("isentrope.assets") / "base-model" / "config.json").read_text())
-    return [Size("embedded", base["hidden_size"], base["vocab_size"], 4096), Size("SmolLM2", 576, 49152, 512 if quick else 2048)]
+def rows(quick: bool) -> Iterator[Row]:
+    if quick:
+        yield Row("SmolLM2", 576, 49152, 1024, torch.float32, PASSES[1])
+        return
+    for model, d, vocab in (("SmolLM2", 576, 49152), ("Qwen3-1.7B", 2048, 151936)):
+        for tokens in (256, 1024, 4096):
+            for dtype in (torch.float32, torch.bfloat16):
+                for which in PASSES:
+                    yield Row(model, d, vocab, tokens, dtype, which)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield Row("SmolLM2", 576, 49152, 1024, dtype, "ordered")
 
 
-def ours(hidden, weight, target, entropy_grad):
-    found = token_signals(hidden, weight, target, [LogProb(), Entropy(grad=entropy_grad)])
-    return found["log_prob"], found["entropy"]
+# --- the heads; each returns values first, then gradients
 
 
-def plain(hidden, weight, target, entropy_grad):
-    log_probs = torch.log_softmax((hidden @ weight.T).float(), dim=-1)
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1), entropy
+def backward(values: Sequence[Tensor], inputs: Inputs, which: str) -> tuple[Tensor, ...]:
+    """log-prob and H, then the gradients of their sum where the pass has a backward."""
+    if which != PASSES[1]:
+        return tuple(values)
+    return (*(value.detach() for value in values), *torch.autograd.grad(values[0].sum() + values[1].sum(), inputs[:2]))
 
 
-def chunked(hidden, weight, target, entropy_grad):
-    chunk = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
-    log_probs, entropy, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, target, 1.0, chunk, None, 1.0, ("log_probs", "entropy"))
-    return log_probs, entropy if entropy_grad else entropy.detach()
-
-
-HEADS: dict[str, Head] = {"isentrope": ours, "plain": plain, "trl": chunked}
-
-
-def call(head: Head, inputs: tuple[torch.Tensor, ...], which: str) -> tuple[torch.Tensor, ...]:
-    """Values and, where the pass has a backward, the gradients of hidden and weight; the loss is the sum of what carries gradient."""
+def ours(inputs: Inputs, which: str) -> tuple[Tensor, ...]:
     hidden, weight, target = inputs
-    if which == "forward":
-        with torch.no_grad():
-            return head(hidden, weight, target, False)
-    log_probs, entropy = head(hidden, weight, target, which == "log p, H")
-    loss = log_probs.sum() + entropy.sum() if entropy.requires_grad else log_probs.sum()
-    return log_probs.detach(), entropy.detach(), *torch.autograd.grad(loss, (hidden, weight))
+    with torch.set_grad_enabled(which == PASSES[1]):
+        return backward(list(token_signals(hidden, weight, target, ORDERED if which == "ordered" else SIGNALS).values()), inputs, which)
 
 
-def draw(size: Size, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def plain(inputs: Inputs, which: str) -> tuple[Tensor, ...]:
+    hidden, weight, target = inputs
+    with torch.set_grad_enabled(which == PASSES[1]):
+        if which == "ordered":
+            return tuple(token_signals_from_logits(hidden @ weight.T, target, ORDERED).values())
+        log_probs = torch.log_softmax((hidden @ weight.T).float(), dim=-1)
+        return backward((log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)), inputs, which)
+
+
+def fused_trl(inputs: Inputs, which: str) -> tuple[Tensor, ...]:
+    hidden, weight, target = inputs
+    with torch.set_grad_enabled(which == PASSES[1]):
+        chunk = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
+        log_probs, entropy, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, target, 1.0, chunk, None, 1.0, ("log_probs", "entropy"))
+        return backward((log_probs, entropy), inputs, which)
+
+
+def floor(inputs: Inputs, which: str) -> tuple[Tensor, ...]:
+    hidden, weight, _ = inputs
+    with torch.no_grad():
+        logits = hidden @ weight.T
+        if which == PASSES[1]:
+            del logits
+            logits = hidden @ weight.T
+            return logits @ weight, logits.T @ hidden
+        return (logits[:, 0],)
+
+
+def heads(row: Row) -> dict[str, Callable[[Inputs, str], tuple[Tensor, ...]]]:
+    held = row.tokens * row.vocab * 4
+    found: dict[str, Callable[[Inputs, str], tuple[Tensor, ...]]] = {"ours": ours, "floor": floor}
+    if row.which != "ordered":
+        found["trl"] = fused_trl
+    if held * (4 if row.which != PASSES[0] else 3) <= MOST:
+        found["plain"] = plain
+    return found
+
+
+def liger() -> str:
+    """Why Liger is not among the peers."""
+    missing = [name for name in ("triton", "liger_kernel") if importlib.util.find_spec(name) is None]
+    if not torch.cuda.is_available():
+        return "liger: does not run here (its heads are Triton kernels, and there is no GPU" + (f"; {', '.join(missing)} not installed)" if missing else ")")
+    return "liger: " + (f"{', '.join(missing)} not installed" if missing else "not wired up for this GPU run")
+
+
+# --- measuring
+
+
+def draw(row: Row) -> Inputs:
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(size.tokens, size.d, generator=generator).to(dtype)
-    weight = (torch.randn(size.vocab, size.d, generator=generator) * 2 / size.d**0.5).to(dtype)
+    hidden = torch.randn(row.tokens, row.d, generator=generator).to(row.dtype)
+    weight = (torch.randn(row.vocab, row.d, generator=generator) * (2 / row.d**0.5)).to(row.dtype)
     target = torch.cat([torch.multinomial((part @ weight.T).float().softmax(-1), 1, generator=generator) for part in hidden.split(256)])
     return hidden.requires_grad_(), weight.requires_grad_(), target.squeeze(-1)
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
+def extra_bytes(run: Callable[[], tuple[Tensor, ...]]) -> int:
+    """Peak of what is allocated during the call, less what it returns."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         kept = run()
+    returned = sum(value.numel() * value.element_size() for value in kept)
     del kept
     events = sorted((event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"), key=lambda event: event.start_ns())
-    return int(np.cumsum([event.nbytes() for event in events]).max())
+    return int(np.cumsum([event.nbytes() for event in events]).max()) - returned
+
+
+def entropy_error(inputs: Inputs, entropy: Tensor) -> tuple[float, float]:
+    """Mean and largest absolute difference of H from float64, over the first 1024 tokens."""
+    hidden, weight = inputs[0].detach()[:1024].double(), inputs[1].detach().double()
+    exact = torch.cat([torch.special.entr((part @ weight.T).softmax(-1)).sum(-1) for part in hidden.split(64)])
+    apart = entropy[:1024].double() - exact
+    return float(apart.mean()), float(apart.abs().max())
 
 
 def core_share() -> float:
@@ -109,80 +183,87 @@ def core_share() -> float:
     return (time.process_time() - cpu) / (time.perf_counter() - wall) / torch.get_num_threads()
 
 
-def difference(mine: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> float:
-    """Largest of: absolute difference of the values; difference of a gradient relative to its norm."""
-    values = [float((a - b).abs().max()) for a, b in zip(mine[:2], theirs[:2], strict=True)]
-    gradients = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(mine[2:], theirs[2:], strict=True)]
-    return max(values + gradients)
-
-
-def compare(size: Size, dtype: torch.dtype, which: str, seconds: float, least: int) -> list[dict]:
-    inputs = draw(size, dtype)
-    names = list(HEADS)
-    results = {name: call(HEADS[name], inputs, which) for name in names}  # the warm-up too
-    apart = {name: difference(results["isentrope"], results[name]) for name in names}
-    del results
-    memory = {name: peak_bytes(lambda name=name: call(HEADS[name], inputs, which)) for name in names}
+def measure(row: Row, seconds: float, least: int, most: float) -> dict:
+    inputs, callers = draw(row), heads(row)
+    names = list(callers)
+    values = callers["ours"](inputs, row.which)
+    found = {"model": row.model, "d": row.d, "vocab": row.vocab, "tokens": row.tokens, "dtype": str(row.dtype).removeprefix("torch."), "pass": row.which}
+    if row.which != "ordered":
+        found |= dict(zip(("entropy_bias", "entropy_error"), entropy_error(inputs, values[1]), strict=True))
+    del values
+    memory = {name: extra_bytes(lambda name=name: callers[name](inputs, row.which)) for name in names if name != "floor"}  # the warm-up too
     times: dict[str, list[float]] = {name: [] for name in names}
-    began = time.perf_counter()
-    shares = [core_share()]
-    while len(times["trl"]) < least or time.perf_counter() - began < seconds:
-        turn = len(times["trl"]) % len(names)
+    shares, began = [core_share()], time.perf_counter()
+    while True:
+        turn = len(times["ours"]) % len(names)
         for name in names[turn:] + names[:turn]:
+            gc.collect()
             start = time.perf_counter()
-            call(HEADS[name], inputs, which)
+            callers[name](inputs, row.which)
             times[name].append(time.perf_counter() - start)
+        spent, rounds = time.perf_counter() - began, len(times["ours"])
+        if spent > most or (spent > seconds and rounds >= least):
+            break
     shares.append(core_share())
-    rows = []
-    for peer in names[1:]:
-        ratio = np.array(times["isentrope"]) / np.array(times[peer])
-        low, high = np.percentile(np.median(np.random.default_rng(0).choice(ratio, size=(10_000, len(ratio))), axis=1), [2.5, 97.5])
-        rows.append({
-            "size": size.name, "dtype": str(dtype).removeprefix("torch."), "tokens": size.tokens, "d": size.d, "vocab": size.vocab, "pass": which, "peer": peer,
-            "ours_ms": 1e3 * float(np.median(times["isentrope"])), "peer_ms": 1e3 * float(np.median(times[peer])), "ratio": float(np.median(ratio)),
-            "low": float(low), "high": float(high), "rounds": len(ratio), "ours_mib": memory["isentrope"] / 2**20, "peer_mib": memory[peer] / 2**20,
-            "difference": apart[peer], "cores": min(shares),
-        })  # fmt: skip
-    return rows
+    found |= {"rounds": rounds, "cores": min(shares)}
+    for name in names:
+        found[f"{name}_s"] = float(np.median(times[name]))
+        if name in memory:
+            found[f"{name}_extra_mib"] = memory[name] / 2**20
+        if name != "ours":
+            ratio = np.array(times["ours"]) / np.array(times[name])
+            found[f"ours_over_{name}"] = float(np.median(ratio))
+            if rounds >= 5:
+                draws = np.random.default_rng(0).choice(ratio, size=(10_000, rounds))
+                found[f"ours_over_{name}_95"] = [float(edge) for edge in np.percentile(np.median(draws, axis=1), [2.5, 97.5])]
+    return found
 
 
-def verdict(row: dict) -> str:
-    if row["high"] < 1:
-        return "quicker"
-    return "SLOWER" if row["low"] > 1 else "even"
+# --- the table
+
+
+def shown(found: dict, name: str, key: str, pattern: str) -> str:
+    value = found.get(key.format(name))
+    return "-" if value is None else pattern.format(value)
+
+
+HEADER = (
+    f"{'model':11}{'d':>5}{'vocab':>7}{'tokens':>7} {'dtype':9}{'pass':17}{'ours s':>8}{'floor s':>8}{'trl s':>8}{'plain s':>8}"
+    f"{'/floor':>8}{'/trl':>7}{'/plain':>7}  {'extra MiB: ours':>15}{'trl':>7}{'plain':>7}{'H bias':>10}{'H error':>9}{'rounds':>7}{'cores':>6}"
+)
+
+
+def line(found: dict) -> str:
+    text = f"{found['model']:11}{found['d']:5}{found['vocab']:7}{found['tokens']:7} {found['dtype']:9}{found['pass']:17}"
+    text += "".join(f"{shown(found, name, '{}_s', '{:.3f}'):>8}" for name in ("ours", "floor", "trl", "plain"))
+    text += f"{shown(found, 'floor', 'ours_over_{}', '{:.2f}'):>8}" + "".join(f"{shown(found, name, 'ours_over_{}', '{:.2f}'):>7}" for name in ("trl", "plain"))
+    text += f"  {shown(found, 'ours', '{}_extra_mib', '{:.1f}'):>15}" + "".join(f"{shown(found, n, '{}_extra_mib', '{:.0f}'):>7}" for n in ("trl", "plain"))
+    return text + f"{shown(found, '', 'entropy_bias', '{:.1e}'):>10}{shown(found, '', 'entropy_error', '{:.1e}'):>9}{found['rounds']:7}{found['cores']:6.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="512 tokens of SmolLM2, float32, passes `forward` and `log p`, fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="the first row alone")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", action="store_true", help="one JSON object per row")
+    parser.add_argument("--model", choices=("SmolLM2", "Qwen3-1.7B"), help="only this head")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
-    began, worst = time.perf_counter(), 1.0
-    dtypes = (torch.float32,) if options.quick else (torch.float32, torch.bfloat16)
-    seconds, least = (5.0, 5) if options.quick else (20.0, 9)
+    about = {"torch": torch.__version__, "trl": trl.__version__, "threads": torch.get_num_threads(), "liger": liger()}
     if not options.json:
-        print(f"torch {torch.__version__}, TRL {trl.__version__}, {torch.get_num_threads()} threads; ratio = ours / peer, below 1 we are quicker")
-        print(f"{'model':9}{'tokens':>7}{'d':>5}{'vocab':>7} {'dtype':9}{'pass':9} {'peer':6}{'ours ms':>9}{'peer ms':>9}  {'ratio  [95 % interval]':26}"
-              f"{'rounds':>7}{'ours MiB':>10}{'peer MiB':>10}{'ratio':>7}{'differ':>9}{'cores':>7}")  # fmt: skip
-    for size in sizes(options.quick):
-        for dtype in dtypes:
-            for which in PASSES[:2] if options.quick else PASSES:
-                for row in compare(size, dtype, which, seconds, least):
-                    worst = min(worst, row["cores"])
-                    if options.json:
-                        print(json.dumps(row), flush=True)
-                        continue
-                    interval = f"{row['ratio']:.2f}  [{row['low']:.2f}, {row['high']:.2f}] {verdict(row)}"
-                    print(f"{row['size']:9}{row['tokens']:7}{row['d']:5}{row['vocab']:7} {row['dtype']:9}{row['pass']:9} {row['peer']:6}{row['ours_ms']:9.1f}"
-                          f"{row['peer_ms']:9.1f}  {interval:30}{row['rounds']:3}{row['ours_mib']:10.1f}{row['peer_mib']:10.1f}"
-                          f"{row['ours_mib'] / row['peer_mib']:7.2f}{row['difference']:9.0e}{row['cores']:7.2f}", flush=True)  # fmt: skip
-    if not options.json:
-        if worst < 0.95:
-            print(f"Other processes held the cores (a product got {worst:.0%} of them): measure again on an idle machine, or with --threads 1.")
-        print(f"took {time.perf_counter() - began:.0f} s")
+        print(f"torch {about['torch']}, TRL {about['trl']}, {about['threads']} threads; {about['liger']}\n{HEADER}")
+    found = []
+    for row in rows(options.quick):
+        if options.model not in (None, row.model):
+            continue
+        found.append(measure(row, seconds=10.0, least=5, most=40.0))
+        if not options.json:
+            print(line(found[-1]), flush=True)
+    if options.json:
+        print(json.dumps(about | {"rows": found}))
+    elif min(row["cores"] for row in found) < 0.95:
+        print("Other processes held the cores: measure again on an idle machine.")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ y [token, vocab] are logits relative to the largest, e = exp(y), total = sum e [
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -22,17 +23,27 @@ def orders(signal: Signal, vocab: int) -> bool:
     return isinstance(signal, Rank | InNucleus | TopKEntropy | TopKTail) or selects(signal, vocab)
 
 
-def of_whole_rows(signal: Signal, y: Tensor, e: Tensor, own: Tensor, total: Tensor) -> Tensor:
-    """Its values, [token]; y and e [token, vocab], the target's y [token, 1], total = sum e [token]."""
-    if isinstance(signal, NucleusEntropy):
-        return nucleus(e, total, signal).entropy
-    if isinstance(signal, TopKEntropy | TopKTail):
-        kept, mass = top_k(e, total, signal.k)
-        return kept if isinstance(signal, TopKEntropy) else tail_bound(mass, (y > FLOOR).sum(-1) - signal.k)
-    above = y > own
-    if isinstance(signal, Rank):
-        return above.sum(-1)
-    return (torch.where(above, e, 0.0).sum(-1) < signal.top_p * total) & (own.squeeze(-1) > FLOOR)  # type: ignore[attr-defined]
+def of_whole_rows(signals: Sequence[Signal], y: Tensor, e: Tensor, own: Tensor, total: Tensor) -> dict[str, Tensor]:
+    """Their values by key, [token] each; y and e [token, vocab], the target's y [token, 1], total = sum e [token]."""
+    above = y > own if any(isinstance(signal, Rank | InNucleus) for signal in signals) else None
+    kept = {k: top_k(e, total, k) for k in {signal.k for signal in signals if isinstance(signal, TopKEntropy | TopKTail)}}
+    found = {}
+    for signal in signals:
+        match signal:
+            case NucleusEntropy():
+                value = nucleus(e, total, signal).entropy
+            case Rank():
+                value = above.sum(-1)  # type: ignore[union-attr]
+            case InNucleus(top_p):
+                value = (torch.where(above, e, 0.0).sum(-1) < top_p * total) & (own.squeeze(-1) > FLOOR)  # type: ignore[arg-type]
+            case TopKEntropy(k):
+                value = kept[k][0]
+            case TopKTail(k):
+                value = tail_bound(kept[k][1], (y > FLOOR).sum(-1) - k)
+            case _:
+                raise AssertionError(f"{signal} sees no whole rows")
+        found[signal.key] = value
+    return found
 
 
 def top_k(e: Tensor, total: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from isentrope.measure.signals import LogProb, NucleusEntropy, Signal, SumSquare
 
 TILE = 1 << 20  # logits per tile: three float32 buffers of 4 MiB stay in the last-level cache
 ROWS = 1024  # tokens per tile, where there are that many
-WHOLE_ROWS = 1 << 21  # logits per tile of signals that rank a whole row
+WHOLE_ROWS = 1 << 20  # logits per tile of signals that rank a whole row
 SLOPES = 1 << 23  # 16-bit slopes gathered before a product, so that few partial products are rounded
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -238,9 +238,11 @@ def measure(tiles: Tiles, signals: Sequence[Signal]) -> dict[str, Tensor]:
     for columns in spans(vocab, grid.columns):
         for rows in spans(tokens, grid.rows):
             y, e = sums.add(tiles, rows, columns)
-            for signal in ordered:
+            if ordered:
                 own = (sums.own[rows] - sums.base(rows)).unsqueeze(-1)
-                values[signal.key][rows] = of_whole_rows(signal, y, e, own.clamp(min=FLOOR) if tiles.holds_minus_inf else own, sums.parts["e"][rows])
+                own = own.clamp(min=FLOOR) if tiles.holds_minus_inf else own
+                for key, value in of_whole_rows(ordered, y, e, own, sums.parts["e"][rows]).items():
+                    values[key][rows] = value
     found = sums.finish(tiles.shift(slice(None)), vocab)
     nowhere = torch.isnan(found["total"])
     values |= {signal.key: found["entropy"] for signal in signals if keeps_all(signal, vocab)}
