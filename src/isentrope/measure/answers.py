@@ -289,8 +289,12 @@ def support_interval(counts: Support, metric: SupportMetric, *, level: float = 0
     if not cells.sum() > 0:
         return Interval(math.nan, math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(cells, resamples * int(cells.sum()), replacement=True, generator=generator).view(resamples, -1)
-    tables = torch.nn.functional.one_hot(drawn, 4).sum(1).tolist()
+    left, tables = torch.full((resamples,), float(cells.sum()), dtype=torch.float64), []
+    for i in range(3):  # a multinomial draw as binomials of what is left, so that the number of items costs nothing
+        share = cells[i] / cells[i:].sum() if cells[i] else cells.new_zeros(())
+        tables.append(torch.binomial(left, share.expand(resamples), generator=generator))
+        left = left - tables[-1]
+    tables = torch.stack((*tables, left), -1).long().tolist()
     rates = [rate for table in tables if not math.isnan(rate := getattr(Support(*table), metric))]
     value = getattr(counts, metric)
     if not rates:

@@ -128,6 +128,8 @@ def pool(
     >>> pool(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 0, 2]), pools=3, empty=0.0)
     tensor([2., 0., 8.])
     """
+    if how not in ("mean", "sum", "max", "min", "std", "count"):
+        raise ValueError(f"pool: how must be 'mean', 'sum', 'max', 'min', 'std' or 'count'. Got {how!r}.")
     if ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < pools:
         raise ValueError(f"pool: ids must lie in [-1, pools={pools}). Got {int(ids.min())} to {int(ids.max())}.")
     counted = _counted(values, mask) & (ids >= 0)
@@ -148,8 +150,6 @@ def pool(
             variance = zero.scatter_add(-1, index, apart.square()) / share
             still = variance == 0  # the root has no slope there; 0 serves
             found = torch.where(still, 0, torch.where(still, 1, variance).sqrt())
-        elif how != "mean":
-            raise ValueError(f"pool: how must be 'mean', 'sum', 'max', 'min', 'std' or 'count'. Got {how!r}.")
     return found[..., :pools].masked_fill(number == 0, empty)
 
 
@@ -196,6 +196,10 @@ def normalise(
     equal: 0 up to them, 1 above. Positions outside the mask are 0. The first three give the same after any increasing affine map of the
     values, "rank" after any increasing map. Raises ValueError when scope "group" comes without `group`, or another with it.
     """
+    if scope not in ("response", "group", "batch") or scale not in ("min-max", "z", "rank", "quantile"):
+        raise ValueError(
+            f"normalise: scope must be 'response', 'group' or 'batch', scale 'min-max', 'z', 'rank' or 'quantile'. Got scope={scope!r}, scale={scale!r}."
+        )
     if (scope == "group") != (group is not None):
         raise ValueError(
             f"normalise: group belongs to scope='group', and to it alone. Got scope={scope!r} and group {'given' if group is not None else 'None'}."
@@ -204,12 +208,16 @@ def normalise(
         raise ValueError(f"normalise: quantiles must be two fractions in [0, 1], the lower first. Got {quantiles}.")
     counted = _counted(values, mask)
     kept = _kept(values, counted)
-    found = torch.zeros_like(kept)
+    place, parts = torch.arange(kept.numel(), device=kept.device).view_as(kept), []
     for rows in _scopes(kept, scope, group):
         inside = counted[rows]
         if inside.any():
-            found[rows] = found[rows].masked_scatter(inside, _scaled(kept[rows][inside], scale, quantiles))
-    return found
+            parts.append((place[rows][inside], _scaled(kept[rows][inside], scale, quantiles)))
+    found = torch.zeros_like(kept).flatten()
+    if parts:
+        index, scaled = (torch.cat(part) for part in zip(*parts, strict=True))
+        found = found.index_put((index,), scaled)
+    return found.view_as(kept)
 
 
 @dataclass(frozen=True)
@@ -371,8 +379,6 @@ def _scaled(values: Tensor, scale: Scale, quantiles: tuple[float, float]) -> Ten
         return apart / apart.square().mean().sqrt()
     if scale == "rank":
         return _ranks(values)
-    if scale != "quantile":
-        raise ValueError(f"normalise: scale must be 'min-max', 'z', 'rank' or 'quantile'. Got {scale!r}.")
     low, high = (masked_quantile(values, q) for q in quantiles)
     if low == high:
         return (values > high).to(values.dtype)

@@ -233,6 +233,14 @@ def test_a_scale_knows_its_scope_alone_no_affine_map_and_no_padding(scale, scope
     assert set(changed.nonzero().flatten().tolist()) <= set(reach)
 
 
+@pytest.mark.parametrize("scale", ["min-max", "z", "quantile"])
+def test_scales_have_the_gradient_of_their_finite_differences(scale):
+    mask = torch.tensor([[True, True, True, False, True], [False, True, True, True, True]])
+    values = random(2, 5).requires_grad_()
+    for scope in ("response", "batch"):
+        assert torch.autograd.gradcheck(lambda v, scope=scope: normalise(v, scale, scope=scope, mask=mask), (values,))
+
+
 @pytest.mark.parametrize(("scale", "of_equal"), [("min-max", 0.0), ("z", 0.0), ("rank", 0.5), ("quantile", 0.0)])
 def test_degenerate_scopes_have_the_documented_value(scale, of_equal):
     equal = torch.full((2, 4), 0.1)
@@ -343,3 +351,12 @@ def test_trend_by_hand_and_of_one_item():
     one = trend(f64([3.0]))
     assert (float(one.difference), float(one.ratio), float(one.slope), float(one.volatility)) == (0, 1, 0, 0)
     assert trend(around, mask=torch.zeros_like(mask)).slope.isnan().all()
+
+
+def test_words_that_are_none_of_ours_are_refused(unchecked):
+    with pytest.raises(ValueError, match=r"scope must be 'response', 'group' or 'batch'.* Got scope='row', scale='z'"):
+        normalise(random(2, 2), "z", scope="row")
+    with pytest.raises(ValueError, match="Got scope='batch', scale='softmax'"):
+        normalise(random(2, 2), "softmax", scope="batch")
+    with pytest.raises(ValueError, match=r"pool: how must be 'mean'.* Got 'median'"):
+        reduce(random(2, 2), how="median")

@@ -336,3 +336,13 @@ def test_a_layer_of_distinct_rows_is_warned_of():
         found = binned_information(layer[:, :1].abs().expand(-1, 3) + random(1000, 3, seed=2).abs(), bins=200)
     assert float(found.distinct) > 0.95
     assert 9.3 < float(binned_information(layer).input) / math.log(2) < math.log2(1000)
+
+
+def test_words_that_are_none_of_ours_are_refused(unchecked):
+    x = random(9, 1)
+    with pytest.raises(ValueError, match=r"metric must be 'chebyshev' or 'euclidean'\. Got 'cosine'"):
+        knn_entropy(x, metric="cosine")
+    with pytest.raises(ValueError, match=r"kernel must be 'box' or 'gaussian'\. Got 'cone'"):
+        kernel_entropy(x, bandwidth=1.0, kernel="cone")
+    with pytest.raises(ValueError, match="bins must be at least 1 and rule 'distinct' or 'mass'"):
+        adaptive_bins(x, rule="width")
