@@ -194,8 +194,8 @@ class _Fused(torch.autograd.Function):
             sum_query, sum_key = torch.zeros_like(q), torch.zeros_like(k)
             for rows, columns, mask, none in _calls(sight, heads, query):
                 if columns.stop > columns.start:
-                    row, seen = q[:, :, rows], k[:, :, columns]
                     given = slope[:, heads, rows] if none is None else slope[:, heads, rows].masked_fill(none, 0.0)
+                    row, seen = torch.where((given == 0).unsqueeze(-1), 0.0, q[:, :, rows]), k[:, :, columns]  # NaN in a row that does not count reaches nobody
                     at_query, at_key = _attend_backward(-scale * given.unsqueeze(-1) * row, row, seen, mask, sight, scale)
                     sum_query[:, :, rows] += at_query
                     sum_key[:, :, columns] += at_key

@@ -136,6 +136,25 @@ def test_padding_may_hold_anything():
     assert torch.autograd.grad(found[found.isfinite()].sum(), spoilt)[0].isfinite().all()
 
 
+def test_a_query_without_slope_may_hold_anything():
+    query, key = drawn()
+    spoilt = query.clone()
+    spoilt[0, :, 3] = torch.nan
+    spoilt, key = spoilt.requires_grad_(), key.requires_grad_()
+    found = attention_entropy(spoilt, key, causal=True)
+    assert found[0, :, 3].isnan().all()
+    assert found.isnan().sum() == 4
+    assert all(slope.isfinite().all() for slope in torch.autograd.grad(found[found.isfinite()].sum(), (spoilt, key)))
+
+
+@pytest.mark.parametrize("queries", [0, 3])
+def test_nothing_to_see(queries):
+    found = attention_entropy(torch.randn(1, 2, queries, 4), torch.randn(1, 1, 0, 4))
+    assert found.shape == (1, 2, queries)
+    assert found.isnan().all()
+    assert attention_entropy(torch.randn(1, 2, 0, 4), torch.randn(1, 1, 3, 4), softcap=1.0).shape == (1, 2, 0)
+
+
 def test_without_first_renormalises_the_rest():
     query, key = drawn()
     for visible in (None, padding("left", 2, 37)):
