@@ -169,3 +169,18 @@ def test_what_cannot_be_recorded_is_refused_by_name():
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match="Got flex_attention"), record_attention(model):
         pass
+
+
+def test_a_sink_logit_is_an_outcome_beside_the_keys():
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(**GROUPED, sliding_window=4, num_local_experts=2, num_experts_per_tok=1)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for layer in model.model.layers:
+        layer.self_attn.sinks.data.copy_(torch.tensor([-1.0, 0.0, 1.0, 2.0]))
+    with torch.no_grad(), record_attention(model, per_query=True) as recorded:
+        matrices = model(IDS, output_attentions=True).attentions
+    for rows, matrix in zip(recorded.rows, matrices, strict=True):
+        keys = matrix.double()
+        wanted = torch.special.entr(keys).sum(-1) + torch.special.entr(1 - keys.sum(-1))
+        torch.testing.assert_close(rows[0].entropy.double(), wanted, rtol=0, atol=5e-6)
+    assert torch.allclose(recorded.rows[1][0].ceiling[0, 0], torch.arange(2.0, 13.0).log())
