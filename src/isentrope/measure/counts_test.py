@@ -139,3 +139,11 @@ def test_bad_counts_are_refused(unchecked):
         count_entropy(tensor([1, 1]), "zhang", outcomes=3)
     with pytest.raises(ValueError, match="no estimator 'best'"):
         count_entropy(tensor([1, 1]), "best")
+
+
+def test_chao_shen_by_hand_with_and_without_a_symbol_seen_twice():
+    def summed(q, draws):
+        return sum(-v * math.log(v) / (1 - (1 - v) ** draws) for v in q)
+
+    assert float(count_entropy(tensor([1, 1, 3]), "chao-shen")) == pytest.approx(summed([0.6 / 5, 0.6 / 5, 0.6 * 3 / 5], 5), abs=1e-14)
+    assert float(count_entropy(tensor([1] * 5), "chao-shen")) == pytest.approx(summed([1 / 25] * 5, 5), abs=1e-14)  # coverage 1/5, not 0
