@@ -109,6 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--open", action="store_true", help="show it in the browser")
     report.set_defaults(run=_report)
 
+    measure = commands.add_parser("measure", help="every entropy of a model on a text: tokens, heads, layers")
+    measure.add_argument("--model", metavar="NAME", default="embedded", help="embedded (default), smollm2, a folder, or a hub name")
+    measure.add_argument("--text", metavar="FILE", required=True, help="a text file, in UTF-8")
+    measure.add_argument("--out", metavar="DIR", help="where the page and the tables go (default: runs/measure-FILE)")
+    measure.add_argument("--window", type=int, metavar="N", help="tokens read at once (default: the model's context, at most 2048)")
+    measure.add_argument("--open", action="store_true", help="show the page in the browser")
+    measure.set_defaults(run=_measure)
+
     papers = commands.add_parser("papers", help="what is implemented, where, at which stage, from which source")
     papers.add_argument("slug", nargs="?", metavar="SLUG")
     papers.add_argument("--json", action="store_true")
@@ -233,6 +241,48 @@ def _quiet() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+
+
+# --- measure
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from isentrope.probe.text import read_text
+
+    path = Path(options.text)
+    text = read_text(path)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of the GGUF reader, which listens to nothing else, and only before tqdm is imported
+    _quiet()
+    from isentrope.probe.store import prepare
+
+    out = Path(options.out or f"runs/measure-{path.stem}")
+    prepare(out)
+    from isentrope.probe.measure import measure
+    from isentrope.probe.store import save
+    from isentrope.report import measured
+    from isentrope.report.page import plotly
+    from isentrope.train.models import load
+
+    plotly()  # a missing package is told before the work
+    told = _line if sys.stderr.isatty() else None
+    found = measure(load(options.model), text, source=path.name, window=options.window, progress=told)
+    if told is not None:
+        told("")
+    save(found, out)
+    page = measured.build(found, out)
+    for name, value in measured.figures(found):
+        print(f"{name:20} {value}")
+    print(f"\n{page}")
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def _line(text: str) -> None:
+    """One line that says where the work is and is written over by the next."""
+    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 # --- the other commands

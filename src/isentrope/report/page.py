@@ -10,6 +10,7 @@ its tooltips are DOM nodes filled with text.
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from isentrope.errors import UserError
 from isentrope.report import palette
 from isentrope.report.data import Run, read
+from isentrope.report.figure import Section
 from isentrope.report.headline import headline, subject
 from isentrope.report.markup import Markup, element, join, script_json
 from isentrope.report.sections import SECTIONS
@@ -51,17 +53,23 @@ def _encoded(run: Run) -> bytes:
 def html(run: Run) -> str:
     """The whole page as text."""
     sections = [make(run) for make in SECTIONS]
+    foot = f"Made by isentrope {run.record.get('isentrope', '')} from the tape of this run. The file requests nothing; entropies are in nats."
+    return document(f"{subject(run)} · isentrope", headline(run), sections, foot)
+
+
+def document(title: str, head: Markup, sections: Sequence[Section], foot: str, *, style: str = "", drawers: str = "") -> str:
+    """A self-contained page as text: bar, `head`, sections with their charts, `foot`.
+
+    style: rules beside page.css. drawers: a script that gives page.js drawers for further kinds of charts. Both are ours, never content.
+    """
     charts = {id: chart for section in sections for id, chart in section.charts.items()}
-    style, library, script = palette.css() + _asset("page.css"), plotly(), _asset("page.js")
+    style, library, script = palette.css() + asset("page.css") + style, plotly(), drawers + asset("page.js")
     # Plotly brings a style sheet for its maps, which the policy would report; it is not set where an element has its id already.
     taken = "".join(f'<style id="{id}"></style>' for id in re.findall(r'getElementById\("([0-9a-f]{64})"\)', library))
     links = join(element("a", section.nav, href=f"#{section.id}") for section in sections)
     toggle = element("button", "◐", type="button", id="theme", aria_label="Light or dark page", title="Light or dark page")
     bar = element("nav", element("a", "isentrope", href="#top", class_="brand"), element("div", links, class_="links"), toggle)
-    foot = element(
-        "footer", f"Made by isentrope {run.record.get('isentrope', '')} from the tape of this run. The file requests nothing; entropies are in nats."
-    )
-    body = element("main", headline(run), *(section.html() for section in sections), foot)
+    body = element("main", head, *(section.html() for section in sections), element("footer", foot))
     without = element("noscript", element("p", "The pictures need JavaScript, which is switched off; the text and the tables do not.", class_="missing"))
     tip = element("div", id="tip", role="tooltip", hidden=True)
     # Charts' scripts are allowed by their hashes; no other script can run, and nothing can be fetched or sent. Plotly sets style
@@ -78,7 +86,7 @@ def html(run: Run) -> str:
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", name="referrer", content="no-referrer"),
             element("meta", name="color-scheme", content="light dark"),
-            element("title", f"{subject(run)} · isentrope"),
+            element("title", title),
             element("link", rel="icon", href=_icon()),
             f"<style>{style}</style>{taken}</head><body>",
             bar,
@@ -110,7 +118,8 @@ def plotly() -> str:
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of report/assets as text."""
     return resources.files("isentrope.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 

@@ -53,17 +53,21 @@ function node(name, className, text) {
 
 // --- the tooltip: one for the page, filled with text nodes
 
-function showTip(x, y, title, rows, { code = false, note = "" } = {}) {
+function showTip(x, y, title, rows, { code = false, note = "", more = null } = {}) {
   tip.replaceChildren();
   tip.append(node("b", code ? "code" : "", title));
-  const list = node("dl");
-  for (const [name, value, colour] of rows) {
-    const term = node("dt");
-    if (colour) { const patch = node("i"); patch.style.background = colour; term.append(patch); }
-    term.append(name);
-    list.append(term, node("dd", "", value));
-  }
-  tip.append(list);
+  const listed = (rows, className) => {
+    const list = node("dl", className);
+    for (const [name, value, colour] of rows) {
+      const term = node("dt");
+      if (colour) { const patch = node("i"); patch.style.background = colour; term.append(patch); }
+      term.append(name);
+      list.append(term, node("dd", "", value));
+    }
+    return list;
+  };
+  tip.append(listed(rows, ""));
+  if (more) tip.append(node("p", "", more.title), listed(more.rows, "code"));
   if (note) tip.append(node("p", "", note));
   tip.hidden = false;
   const box = tip.getBoundingClientRect(), gap = 14;
@@ -142,6 +146,7 @@ function drawLines(element, id, spec) {
   const traces = [];
   const first = Math.min(...spec.series.flatMap(series => series.x)), last = Math.max(...spec.series.flatMap(series => series.x));
   layout.xaxis.range = first === last ? [first - 1, last + 1] : [first, last + 0.004 * (last - first)];
+  if (last - first <= 8) Object.assign(layout.xaxis, { tick0: 0, dtick: 1 });  // no half updates or layers
   for (const series of spec.series) {
     if (!series.low) continue;
     const low = scaled(series.low), high = scaled(series.high);
@@ -292,18 +297,28 @@ function buildSamples(element, spec) {
     for (const fact of facts) if (fact) head.append(node("span", "", fact));
     card.append(head, node("div", "prompt", item.prompt || "(empty prompt)"));
     const text = node("div", "completion");
-    if (item.tokens) fillTokens(text, item); else { text.textContent = item.completion || "(empty completion)"; card.title = "No token rows of this response are on the tape."; }
+    if (item.tokens) fillSample(text, item); else { text.textContent = item.completion || "(empty completion)"; card.title = "No token rows of this response are on the tape."; }
     card.append(text);
     if (item.answer) card.append(node("div", "prompt", `answer taken: ${item.answer}`));
     return { card, item };
   });
 }
 
-function fillTokens(text, item) {
+function fillSample(text, item) {
+  const tokens = item.tokens;
+  item.spans = fillTokens(text, tokens, "completion", at => {
+    const touched = Object.keys(tokens.touched).filter(link => tokens.touched[link][at]).map(link => samples.spec.links[link]);
+    const rows = signals(name => tokens.columns[name] && tokens.columns[name][at], { update: item.step, position: tokens.position[at] });
+    return [rows, { note: touched.length ? `touched by ${touched.join(", ")}` : "" }];
+  });
+}
+
+function fillTokens(text, tokens, what, explain) {
+  // A span per token; `explain(at)` gives the rows of its tooltip and what else stands there. Returns the spans.
   text.tabIndex = 0;
   text.setAttribute("role", "group");
-  text.setAttribute("aria-label", "completion; arrow keys move from token to token");
-  const tokens = item.tokens, spans = [];
+  text.setAttribute("aria-label", `${what}; arrow keys move from token to token`);
+  const spans = [];
   let before = -1;
   tokens.text.forEach((written, at) => {
     if (tokens.position[at] > before + 1) text.append(node("span", "gap", "…"));
@@ -317,28 +332,35 @@ function fillTokens(text, item) {
     spans.push(span);
     text.append(span);
   });
-  if (tokens.cut) text.append(node("span", "gap", ` … ${tokens.cut} more tokens`));
-  item.spans = spans;
-  const show = at => {
-    const box = spans[at].getBoundingClientRect(), columns = tokens.columns;
-    const touched = Object.keys(tokens.touched).filter(link => tokens.touched[link][at]).map(link => samples.spec.links[link]);
-    spans.forEach((span, other) => span.classList.toggle("here", other === at));
-    showTip(box.left, box.bottom - 8, drawn(tokens.text[at]), signals(name => columns[name] && columns[name][at], { update: item.step, position: tokens.position[at] }), { code: true, note: touched.length ? `touched by ${touched.join(", ")}` : "" });
-  };
-  const clear = () => { spans.forEach(span => span.classList.remove("here")); hideTip(); };
+  if (tokens.cut) text.append(node("span", "gap", ` … ${tokens.cut.toLocaleString("en")} more tokens`));
   let here = -1;
-  const find = event => spans.indexOf(event.target.closest(".tok"));
-  text.addEventListener("pointerover", event => { const at = find(event); if (at >= 0) show(here = at); else clear(); });
+  const mark = at => {
+    if (spans[here]) spans[here].classList.remove("here");
+    if (spans[at]) spans[at].classList.add("here");
+    here = at;
+  };
+  const show = at => {
+    mark(at);
+    const boxes = spans[at].getClientRects(), box = boxes[boxes.length - 1];  // a token may go over a line's end
+    const [rows, options] = explain(at);
+    showTip(box.left, box.bottom - 8, drawn(tokens.text[at]), rows, { code: true, ...options });
+  };
+  const clear = () => { if (spans[here]) spans[here].classList.remove("here"); hideTip(); };
+  const order = new Map(spans.map((span, at) => [span, at]));
+  const find = event => order.get(event.target.closest(".tok")) ?? -1;
+  text.addEventListener("pointerover", event => { const at = find(event); if (at >= 0) show(at); else clear(); });
   text.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") clear(); });
-  text.addEventListener("click", event => { const at = find(event); if (at >= 0) show(here = at); });
+  text.addEventListener("click", event => { const at = find(event); if (at >= 0) show(at); });
   text.addEventListener("blur", clear);
   text.addEventListener("keydown", event => {
     const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!move || !spans.length) return;
     event.preventDefault();
-    here = Math.max(0, Math.min(spans.length - 1, here + move));
-    show(here);
+    const at = Math.max(0, Math.min(spans.length - 1, here + move));
+    spans[at].scrollIntoView({ block: "nearest", behavior: "instant" });
+    show(at);
   });
+  return spans;
 }
 
 function tint(mode, value, scales) {
@@ -374,6 +396,8 @@ function drawSamples(element, id, spec) {
 // --- the page
 
 const drawers = { lines: drawLines, map: drawMap, pressure: drawPressure, samples: drawSamples };
+const tools = { base, config, drawn, fillTokens, mix, node, number, onHover, reads, rgba, role, short, showTip, state };
+for (const further of window.isentropeDrawers || []) Object.assign(drawers, further(tools));  // other pages bring further kinds of charts
 
 function draw(id) {
   const element = document.getElementById(id), spec = charts[id];
