@@ -3,7 +3,6 @@
 Both are controllers in the sense of `stages`: hyper-parameters on a frozen dataclass, what they remember in an explicit flat state.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,18 +42,22 @@ class AdaptiveEntropyCoef:
     low: float = 0.0
     high: float = 1.0
     initial: float = 0.0
-    initial_entropy: float = math.inf
+    initial_entropy: float | None = None  # nats; None: not measured yet
 
-    def init(self) -> Mapping[str, float]:
+    def init(self) -> Mapping[str, float | None]:
         """The state before the first update."""
         return {"coef": self.initial, "entropy": self.initial_entropy}
 
-    def applied(self, state: Mapping[str, float]) -> float:
+    def applied(self, state: Mapping[str, float | None]) -> float:
         """The coefficient of the coming update's bonus."""
-        return state["coef"] if state["entropy"] <= self.target else 0.0
+        entropy = state["entropy"]
+        return (state["coef"] or 0.0) if entropy is not None and entropy <= self.target else 0.0
 
-    def update(self, state: Mapping[str, float], entropy: float) -> Mapping[str, float]:
-        """The state after an update whose mean token entropy was `entropy` nats."""
+    def update(self, state: Mapping[str, float | None], entropy: float) -> Mapping[str, float | None]:
+        """The state after an update whose mean token entropy was `entropy` nats; NaN changes nothing."""
+        if entropy != entropy:
+            return state
+        coef = state["coef"] or 0.0
         if entropy <= self.target:
-            return {"coef": min(state["coef"] + self.delta, self.high), "entropy": entropy}
-        return {"coef": max(state["coef"] - self.delta, self.low), "entropy": entropy}
+            return {"coef": min(coef + self.delta, self.high), "entropy": entropy}
+        return {"coef": max(coef - self.delta, self.low), "entropy": entropy}
