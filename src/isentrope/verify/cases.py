@@ -6,7 +6,7 @@ takes the case and returns every `out_*` by its name; shapes and hyper-parameter
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Case:
     outputs: Mapping[str, numpy.ndarray]
     params: Mapping[str, Any]
     tolerance: float
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # inputs that are names, not numbers
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.inputs:
@@ -113,11 +114,12 @@ def read_case(path: Path) -> Case:
     params = meta.get("params", {})
     if not isinstance(params, dict):
         raise Unreadable(f"the params of meta must be an object, not {type(params).__name__}")
-    inputs = {key[3:]: _tensor(key, value) for key, value in arrays.items() if key.startswith("in_")}
+    words = {key[3:]: tuple(map(str, value.flat)) for key, value in arrays.items() if key.startswith("in_") and value.dtype.kind == "U"}
+    inputs = {key[3:]: _tensor(key, value) for key, value in arrays.items() if key.startswith("in_") and value.dtype.kind != "U"}
     outputs = {key[4:]: value for key, value in arrays.items() if key.startswith("out_")}
     if not outputs:
         raise Unreadable("the file records no out_* array")
-    return Case(slug, name, inputs, outputs, params, float(tolerance))
+    return Case(slug, name, inputs, outputs, params, float(tolerance), words)
 
 
 def _arrays(path: Path) -> dict[str, numpy.ndarray]:
