@@ -18,6 +18,7 @@ from torch import Tensor
 
 from isentrope.measure import Discriminant, Entropy, ExpectedDiscriminant, LogProb, MaxProb, Rank, Signal, TargetProb, Varentropy
 from isentrope.probe.attention import AttentionRecord, record_attention
+from isentrope.probe.geometry import StreamingCovariance, decay_exponent, effective_rank, spectral_entropy
 from isentrope.probe.head import LMHead, check_head, head_of
 from isentrope.probe.stream import Stream, StreamError, residual_stream, stream_of
 from isentrope.probe.text import TextError, Tokens, tokenize
@@ -25,14 +26,9 @@ from isentrope.probe.windows import Window, windows_of
 from isentrope.provenance import Provenance
 from isentrope.train.models import LoadedModel
 
-try:  # XXX until they land
-    from isentrope.measure.spectrum import StreamingCovariance, effective_rank_of, power_law_exponent, spectral_entropy  # pyright: ignore
-except ImportError:
-    StreamingCovariance: Any = None
-
 WINDOW = 2048
 """Tokens that are read at once at most, where the model's context has more."""
-LENS_TOKENS = 512
+LENS_TOKENS = 256
 """Positions that the logit lens decodes: two matrix products with the whole vocabulary per layer and position are the dearest part."""
 ALTERNATIVES = 5
 """Most likely tokens that are kept of each position."""
@@ -85,6 +81,8 @@ def measure(loaded: LoadedModel, text: str, *, source: str, window: int | None =
     missing: dict[str, str] = {}
     try:
         stream = stream_of(model, trial)
+        if stream.width != head.weight.shape[1]:
+            raise StreamError(f"{type(model).__name__} projects its stream from {stream.width} to {head.weight.shape[1]} components before its LM head")
     except StreamError as error:
         stream, missing["layers"] = None, f"{error}."
     first = 0 if tokens.prefix else 1
@@ -133,7 +131,7 @@ class _Reader:
         self.square = torch.zeros(layers, dtype=torch.float64)
         self.states = 0
         width = head.weight.shape[1]
-        self.covariance: list[Any] = [StreamingCovariance(width) if StreamingCovariance else None for _ in range(layers)]
+        self.covariance = [StreamingCovariance(width) for _ in range(layers)]
 
     def read(self, part: Window) -> None:
         """One run of the model: signals of the tokens that are new in `part`, and what its layers and heads are on the way."""
@@ -160,8 +158,7 @@ class _Reader:
         assert self.stream is not None
         states = hidden[settled]
         self.square[layer] += states.double().square().mean(-1).sum().cpu()
-        if self.covariance[layer] is not None:
-            self.covariance[layer].update(states)
+        self.covariance[layer].update(states)
         if len(chosen):
             raw = hidden[chosen]
             normed = raw if self.stream.norm is None else self.stream.norm(raw)
@@ -191,12 +188,13 @@ class _Reader:
                 if name != "lens_surprise":
                     row[f"{name}_low"], row[f"{name}_high"] = (found.nanquantile(share).item() for share in (0.25, 0.75))
             row["rms"] = math.sqrt(self.square[layer].item() / self.states) if self.states else None
-            if self.states > 1 and self.covariance[layer] is not None:
+            if self.states > 1:
                 found = self.covariance[layer].eigenvalues()
-                row |= {"effective_rank": float(effective_rank_of(found)), "spectral_entropy": float(spectral_entropy(found)), "alpha": _alpha(found)}
+                row |= {"effective_rank": effective_rank(found), "spectral_entropy": spectral_entropy(found), "alpha": decay_exponent(found)}
                 values += [(layer, rank, value) for rank, value in enumerate(found.tolist(), start=1)]
             rows.append(row)
-        return pl.DataFrame(rows), pl.DataFrame(values, schema={"layer": pl.Int64, "rank": pl.Int64, "eigenvalue": pl.Float64}, orient="row")
+        layers = pl.DataFrame(rows, schema_overrides={"alpha": pl.Float64} if rows and "alpha" in rows[0] else None)
+        return layers, pl.DataFrame(values, schema={"layer": pl.Int64, "rank": pl.Int64, "eigenvalue": pl.Float64}, orient="row")
 
 
 def _attention_of(model: Any, trial: Tensor, missing: dict[str, str]) -> AbstractContextManager[AttentionRecord | None]:
@@ -220,10 +218,6 @@ def _head_table(recorded: AttentionRecord | None) -> pl.DataFrame:
     layers, heads = found[0].shape
     rows = [(layer + 1, head + 1, *(table[layer, head].item() for table in found)) for layer in range(layers) for head in range(heads)]
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _alpha(eigenvalues: Tensor) -> float | None:
-    return float(power_law_exponent(eigenvalues))
 
 
 def _shown(tokenizer: Any, token: int, known: dict[int, str]) -> str:

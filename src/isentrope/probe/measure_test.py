@@ -28,7 +28,9 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def found(loaded):
-    return measure(loaded, TEXT, source="text.txt", window=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LENS_TOKENS", 10_000)
+        return measure(loaded, TEXT, source="text.txt", window=64)
 
 
 def test_every_token_but_the_first_is_predicted_as_the_model_does_it(loaded, found):
@@ -90,7 +92,6 @@ def test_heads_lie_under_their_ceiling_which_is_that_of_causal_windows(found):
 
 def test_the_spectrum_is_that_of_the_states_with_context(loaded):
     """One window, so that the states can be had at once; layer 2 from transformers' own list."""
-    pytest.importorskip("isentrope.measure.spectrum")
     text = TEXT[:60]
     found = measure(loaded, text, source="text.txt")
     with torch.no_grad():
@@ -103,7 +104,7 @@ def test_the_spectrum_is_that_of_the_states_with_context(loaded):
     entropy = -torch.special.xlogy(shares, shares).sum().item()
     assert row["spectral_entropy"] == pytest.approx(entropy, rel=1e-4)
     assert row["effective_rank"] == pytest.approx(math.exp(entropy), rel=1e-4)
-    values = torch.tensor(found.spectra.filter(pl.col("layer") == 2)["eigenvalue"].to_list())
+    values = torch.tensor(found.spectra.filter(pl.col("layer") == 2)["eigenvalue"].to_list(), dtype=torch.float64)
     torch.testing.assert_close((values / values.sum())[:20], shares[:20], rtol=1e-3, atol=1e-7)
 
 

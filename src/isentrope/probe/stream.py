@@ -27,6 +27,7 @@ class Stream:
 
     blocks: tuple[nn.Module, ...]
     norm: Callable[[Tensor], Tensor] | None
+    width: int = 0
 
     @property
     def layers(self) -> int:
@@ -66,7 +67,7 @@ def stream_of(model: PreTrainedModel, ids: Int[Tensor, "1 token"]) -> Stream:
         raise StreamError(f"{type(model).__name__} carries no single residual stream [batch, token, d] through its blocks")
     last = seen[count]
     if torch.equal(last, end):
-        return Stream(blocks, None)
+        return Stream(blocks, None, last.shape[-1])
     for first, (module, read, _) in enumerate(calls):  # one module, or a few in a row (a norm and a projection)
         if read.shape != last.shape or not torch.equal(read, last):
             continue
@@ -77,7 +78,7 @@ def stream_of(model: PreTrainedModel, ids: Int[Tensor, "1 token"]) -> Stream:
                 chain.append(follower)
                 reached = made
         if torch.equal(reached, end):
-            return Stream(blocks, nn.Sequential(*chain))
+            return Stream(blocks, nn.Sequential(*chain), last.shape[-1])
     raise StreamError(f"{type(model).__name__} does more than a norm between its last block and its LM head")
 
 
