@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from isentrope.measure import Discriminant, Entropy, ExpectedDiscriminant, LogProb, MaxProb, Rank, Signal, TargetProb, Varentropy
+from isentrope.measure.spectrum import StreamingCovariance, effective_rank_of, power_law_exponent, spectral_entropy
 from isentrope.probe.attention import AttentionRecord, record_attention
-from isentrope.probe.geometry import StreamingCovariance, decay_exponent, effective_rank, spectral_entropy
 from isentrope.probe.head import LMHead, check_head, head_of
 from isentrope.probe.stream import Stream, StreamError, residual_stream, stream_of
 from isentrope.probe.text import TextError, Tokens, tokenize
@@ -32,6 +32,8 @@ LENS_TOKENS = 256
 """Positions that the logit lens decodes: two matrix products with the whole vocabulary per layer and position are the dearest part."""
 ALTERNATIVES = 5
 """Most likely tokens that are kept of each position."""
+MIN_RANKS = 20
+"""Eigenvalues above 0 that alpha's fit, which begins at rank 12, is given at least."""
 TRIAL = 16
 """Tokens that the model's architecture is tried on before the text is read."""
 SIGNALS: tuple[Signal, ...] = (Entropy(), Varentropy(), Discriminant(), ExpectedDiscriminant(), LogProb(grad=False), TargetProb(), MaxProb(), Rank())
@@ -131,7 +133,7 @@ class _Reader:
         self.square = torch.zeros(layers, dtype=torch.float64)
         self.states = 0
         width = head.weight.shape[1]
-        self.covariance = [StreamingCovariance(width) for _ in range(layers)]
+        self.covariance = [StreamingCovariance(width, device=head.weight.device) for _ in range(layers)]
 
     def read(self, part: Window) -> None:
         """One run of the model: signals of the tokens that are new in `part`, and what its layers and heads are on the way."""
@@ -158,7 +160,7 @@ class _Reader:
         assert self.stream is not None
         states = hidden[settled]
         self.square[layer] += states.double().square().mean(-1).sum().cpu()
-        self.covariance[layer].update(states)
+        self.covariance[layer].update(states[states.isfinite().all(-1)])
         if len(chosen):
             raw = hidden[chosen]
             normed = raw if self.stream.norm is None else self.stream.norm(raw)
@@ -188,9 +190,13 @@ class _Reader:
                 if name != "lens_surprise":
                     row[f"{name}_low"], row[f"{name}_high"] = (found.nanquantile(share).item() for share in (0.25, 0.75))
             row["rms"] = math.sqrt(self.square[layer].item() / self.states) if self.states else None
-            if self.states > 1:
-                found = self.covariance[layer].eigenvalues()
-                row |= {"effective_rank": effective_rank(found), "spectral_entropy": spectral_entropy(found), "alpha": decay_exponent(found)}
+            if self.covariance[layer].count > 1:
+                found = self.covariance[layer].eigenvalues().cpu()
+                row |= {
+                    "effective_rank": effective_rank_of(found).item(),
+                    "spectral_entropy": spectral_entropy(found).item(),
+                    "alpha": _alpha(found, self.covariance[layer].count),
+                }
                 values += [(layer, rank, value) for rank, value in enumerate(found.tolist(), start=1)]
             rows.append(row)
         layers = pl.DataFrame(rows, schema_overrides={"alpha": pl.Float64} if rows and "alpha" in rows[0] else None)
@@ -218,6 +224,13 @@ def _head_table(recorded: AttentionRecord | None) -> pl.DataFrame:
     layers, heads = found[0].shape
     rows = [(layer + 1, head + 1, *(table[layer, head].item() for table in found)) for layer in range(layers) for head in range(heads)]
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _alpha(eigenvalues: Tensor, states: int) -> float | None:
+    """None where the fit's ranks hold too few eigenvalues that are not 0: of n states at most n - 1."""
+    kept = eigenvalues[: states - 1]
+    kept = kept[kept > 1e-10 * kept[0]]
+    return power_law_exponent(kept) if len(kept) >= MIN_RANKS else None
 
 
 def _shown(tokenizer: Any, token: int, known: dict[int, str]) -> str:

@@ -236,7 +236,7 @@ def _geometry(found: Measurement) -> Section:
     rank, alpha = (rows[name].to_numpy().astype(float) for name in ("effective_rank", "alpha"))
     states, width = int(rows["states"][0]), whole(found.record.get("width"))
     what = found.provenance["layers.effective_rank"].describe()
-    few = f"Only {whole(states)} states were seen: a rank cannot exceed {whole(states - 1)}." if states <= 4 * int(found.record.get("width", 0)) else None
+    few = f"Only {whole(states)} states were seen: more text would raise it." if states <= 4 * int(found.record.get("width", 0)) else None
     charts = {
         "rank": lines([line("effective rank", x, rank, "entropy", marks=True)], x=_LAYER, y=f"directions, of {width}", unit="number"),
         "alpha": lines([line("alpha", x, alpha, "learn", marks=True)], x=_LAYER, y="exponent of the eigenvalues", unit="number"),
@@ -247,7 +247,7 @@ def _geometry(found: Measurement) -> Section:
         figure("alpha", "Decay of the spectrum", "α of eigenvalue ∝ rank^−α (alpha-ReQ): larger where few directions carry most of the variance.",
                None if np.isfinite(alpha).any() else "Too few eigenvalues above 0 for a fit.", provenance=what),
     ]  # fmt: skip
-    lead = "Over the residual stream after each layer at tokens that have context; the first of a window is left out, which many models make a sink of enormous size."  # noqa: E501
+    lead = "Over the residual stream after each layer, before the final norm, at tokens that have context; the first of a window is left out, which many models make a sink of enormous size."  # noqa: E501
     return Section(id, nav, title, element("div", join(body), class_="pair"), charts, lead)
 
 
