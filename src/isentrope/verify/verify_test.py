@@ -174,7 +174,8 @@ def test_a_meta_that_says_too_little_is_a_failed_row(tmp_path, meta, words):
 @pytest.mark.usefixtures("unchecked")
 def test_missing_and_unfit_inputs_are_failed_rows(tmp_path):
     assert "the file has no in_logp; it has logp2, ref_logp, reward" in check(write(tmp_path, in_logp=None, in_logp2=numpy.ones(1))).reason
-    assert "in_logp holds <U1, not numbers" in check(write(tmp_path, in_logp=numpy.array(["x"]))).reason
+    assert "the file has no in_logp; it has ref_logp, reward" in check(write(tmp_path, in_logp=numpy.array(["x"]))).reason  # words are no numbers
+    assert "in_logp holds |S1, not numbers" in check(write(tmp_path, in_logp=numpy.array([b"x"]))).reason
     assert "RuntimeError" in check(write(tmp_path, in_logp=numpy.ones((7, 7)))).reason
     assert "records no out_* array" in check(write(tmp_path, out_reward=None)).reason
     assert check(write(tmp_path, name="no-case")).reason == "the name must be slug__case.npz"
