@@ -301,7 +301,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _papers(options: argparse.Namespace) -> int:
-    from isentrope.papers import catalogue, describe
+    from isentrope.papers import catalogue, describe, listing
 
     rows = catalogue()
     if options.slug is not None:
@@ -317,10 +317,7 @@ def _papers(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
-    width = max(len(row["slug"]) for row in rows)
-    for row in rows:
-        names = ", ".join(item["name"] for item in row["interventions"])
-        print(f"{row['status']:8} {row['slug']:{width}}  {names + ': ' if names else ''}{row['title']}")
+    print(listing(rows))
     return 0
 
 

@@ -211,6 +211,17 @@ def test_one_paper_for_people_and_for_machines(run):
     assert "planned" in run("papers", "invisible-leash")[1]
 
 
+def test_interventions_of_no_paper_have_a_block_of_their_own(run):
+    listed, _, standard = run("papers")[1].partition("standard, of no paper of the collection:")
+    assert "clip-cov, kl-cov" in listed
+    assert [line.split()[1] for line in standard.splitlines() if line] == [
+        "clip-higher", "dual-clip", "dynamic-sampling", "entropy-band", "entropy-bonus", "overlong", "reference-kl",
+    ]  # fmt: skip
+    _, out, _ = run("papers", "entropy-bonus")
+    for words in ("entropy-bonus  (done)", "of no paper", "stages: survey, regularise, update", "controller='none'", "isentrope.control.entropy_terms"):
+        assert words in out
+
+
 def test_tasks_lists_presets_and_reasoning_gym(run):
     code, out, _ = run("tasks")
     names = [line.split()[0] for line in out.splitlines()]

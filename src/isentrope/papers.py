@@ -8,6 +8,9 @@ from typing import Any
 from isentrope.control.registry import registry
 from isentrope.control.stages import stages_of
 
+STANDARD = "standard, of no paper of the collection"
+"""The title of a row that is one intervention of `control/standard.py`; its slug is the intervention's name."""
+
 
 def catalogue() -> list[dict[str, Any]]:
     """One row per paper: slug, title, room, status ("done" | "planned"), and its interventions.
@@ -19,7 +22,7 @@ def catalogue() -> list[dict[str, Any]]:
     for name, cls in registry().items():
         by_slug.setdefault(cls.slug or name, []).append(_intervention(name, cls))
     known = {row["slug"] for row in rows}
-    rows += [{"slug": slug, "title": "an intervention without a paper of its own", "room": "control"} for slug in by_slug if slug not in known]
+    rows += [{"slug": slug, "title": STANDARD, "room": "control"} for slug in by_slug if slug not in known]
     return [{**row, "status": "done" if row["slug"] in by_slug else "planned", "interventions": by_slug.get(row["slug"], [])} for row in rows]
 
 
@@ -51,6 +54,18 @@ def _shown(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0:
         return str(value)  # infinities are no JSON
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+def listing(rows: list[dict[str, Any]]) -> str:
+    """One line per paper, and below them those interventions that have none."""
+    papers, standard = ([row for row in rows if (row["title"] == STANDARD) == own] for own in (False, True))
+    width = max(len(row["slug"]) for row in rows)
+    lines = []
+    for row in papers:
+        names = ", ".join(item["name"] for item in row["interventions"])
+        lines.append(f"{row['status']:8} {row['slug']:{width}}  {names + ': ' if names else ''}{row['title']}")
+    lines += ["", f"{STANDARD}:"] if standard else []
+    return "\n".join([*lines, *(f"{row['status']:8} {row['slug']:{width}}  {row['interventions'][0]['summary']}" for row in standard)])
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -16,10 +16,9 @@ from isentrope.control.stages import Chain, Intervention, chain
 def registry() -> Mapping[str, type[Intervention]]:
     """Name -> class, in alphabetical order."""
     found: dict[str, type[Intervention]] = {}
-    for module in pkgutil.iter_modules(papers.__path__):
-        if module.name.endswith("_test"):
-            continue
-        for value in vars(importlib.import_module(f"{papers.__name__}.{module.name}")).values():
+    files = [f"{papers.__name__}.{module.name}" for module in pkgutil.iter_modules(papers.__path__) if not module.name.endswith("_test")]
+    for path in (*files, "isentrope.control.standard"):
+        for value in vars(importlib.import_module(path)).values():
             named = isinstance(value, type) and issubclass(value, Intervention) and "name" in value.__dict__
             if named and found.setdefault(value.name, value) is not value:
                 raise ValueError(f"registry: two interventions are called {value.name!r}: {found[value.name]} and {value}.")
