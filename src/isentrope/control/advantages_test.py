@@ -1,6 +1,5 @@
 """Advantages: closed forms for binary rewards, identities between estimators, invariances, and the edges."""
 
-
 import pytest
 import torch
 from hypothesis import given, settings
