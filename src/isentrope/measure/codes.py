@@ -238,12 +238,14 @@ def nearest_code_accuracy(
         raise ValueError(f"nearest_code_accuracy: k must lie in [1, {len(codes)}], the samples, with some test. Got k={k}, {len(test_codes)} test samples.")
     names, place = labels.unique(return_inverse=True)
     known, right = codes.double(), []
-    votes_of = torch.nn.functional.one_hot(place, len(names))
+    votes_of = torch.nn.functional.one_hot(place, len(names)).float()
     for part, truth in zip(test_codes.split(BLOCK), test_labels.split(BLOCK), strict=True):
         x = part.double()
         distance = x.square().sum(1, keepdim=True) + known.square().sum(1) - 2 * x @ known.mT
-        nearest = distance.sort(dim=1, stable=True).indices[:, :k]
-        right.append(names[votes_of[nearest].sum(1).argmax(1)] == truth)
+        farthest = distance.kthvalue(k, dim=1, keepdim=True).values
+        nearer, tied = distance < farthest, distance == farthest
+        chosen = nearer | (tied & (tied.cumsum(1) <= k - nearer.sum(1, keepdim=True)))
+        right.append(names[(chosen.float() @ votes_of).argmax(1)] == truth)
     return torch.cat(right).double().mean()
 
 
@@ -251,7 +253,8 @@ def cluster_accuracy(clusters: Int[Tensor, " sample"], labels: Int[Tensor, " sam
     """Share of samples whose cluster stands for their label under the best one-to-one matching, a fraction in [0, 1]; float64.
 
     A cluster beyond the number of labels matches none. `released=True`: every cluster takes the label it holds most, whether another has it or
-    not, as the authors' small-scale script does (purity): never lower, and 1 for clusters of one sample each.
+    not, as the authors' small-scale script does (purity): never lower, and 1 for clusters of one sample each. That script relabels clusters one
+    after the other, but out of the way of those to come, so their order changes nothing.
     Raises ValueError without samples. Source: arXiv 2101.05490; sheet `activation-hash`, step 4 and pitfall 1.
 
     >>> cluster_accuracy(torch.tensor([0, 0, 1, 1]), torch.tensor([7, 7, 7, 5]))

@@ -291,6 +291,18 @@ def test_the_released_matching_lets_clusters_share_a_label():
     assert cluster_accuracy(clusters, labels) == pytest.approx(2 / 6)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(5)), st.integers(0, 10**6))
+def test_relabelling_clusters_one_after_the_other_gives_the_released_value_in_any_order(order, seed):
+    generator = torch.Generator().manual_seed(seed)
+    found, labels = torch.randint(0, 5, (2, 30), generator=generator)
+    settled = found.clone()  # raw ids until a cluster is settled, then its label + 100
+    for cluster in order:
+        mistakes = [int((torch.where(settled == cluster, label, settled) != labels).sum()) for label in range(5)]
+        settled[settled == cluster] = 100 + mistakes.index(min(mistakes))
+    close(cluster_accuracy(found, labels, released=True), (settled - 100 == labels).double().mean())
+
+
 def test_probe_line_and_the_diameter_of_a_region():
     sample, centre = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([4.0, 6.0], dtype=torch.float64)
     points = probe_line(sample, centre)
