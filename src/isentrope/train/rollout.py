@@ -17,7 +17,6 @@ from isentrope.control.advantages import trl_advantages
 from isentrope.control.stages import Advantage, Extra, ExtraRequest, Filter, Reward, RowEdit, Rows
 from isentrope.control.step import ORIGINS, Rollouts, concatenate, pad_width
 from isentrope.errors import UserError
-from isentrope.measure.tokens import LogProb
 from isentrope.train.batch import gather_rollouts, is_correct
 from isentrope.train.head import completion_signals
 
@@ -100,9 +99,8 @@ class RolloutStages:
         with torch.no_grad(), trainer.accelerator.autocast():
             for start in range(0, len(input_ids), size):
                 rows = slice(start, start + size)
-                signals = [LogProb(grad=False), *self.old]
-                parts.append(completion_signals(trainer.model_wrapped, input_ids[rows], attention[rows], mask[rows], signals))
-        return {f"old.{key}": torch.cat([part[key] for part in parts]) for key in parts[0] if key != "log_prob"}
+                parts.append(completion_signals(trainer.model_wrapped, input_ids[rows], attention[rows], mask[rows], self.old))
+        return {f"old.{signal.key}": torch.cat([part[signal.key] for part in parts]) for signal in self.old}
 
     # --- reward
 

@@ -2,14 +2,15 @@
 
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from isentrope.control.step import Step
+from isentrope.control.stages import Intervention
+from isentrope.control.step import Need, Step
 from isentrope.errors import UserError
 from isentrope.measure.tokens import Discriminant, Entropy, ExpectedDiscriminant, LogProb, MaxProb, TargetProb, token_signals_from_logits
 from isentrope.train.carried import check_host
@@ -199,6 +200,30 @@ def test_signals_of_the_host_are_those_of_the_full_softmax(model_path, tmp_path)
     for key in ("entropy", "S", "N", "p", "max_p"):
         torch.testing.assert_close(last.signals[f"current.{key}"][last.mask].double(), wanted[key][last.mask], rtol=0, atol=2e-6)
     assert step.rollouts.row_id.unique().numel() == len(step.rollouts)
+
+
+@dataclass(frozen=True)
+class Watcher(Intervention):
+    """Declares signals of the behaviour policy and changes nothing."""
+
+    name, source = "watcher", "a test"
+
+    @property
+    def needs(self):
+        return (Need(LogProb(grad=False), policy="old"), Need(Entropy(), policy="old"))
+
+    def advantage(self, rollouts, state):
+        return rollouts.advantage
+
+
+def test_declared_signals_of_the_old_policy_are_scored_its_log_probs_too(model_path, tmp_path):
+    listener = Listener()
+    run(IsentropeTrainer, model_path, options(tmp_path, max_steps=1), recorder=listener, control=[Watcher()])
+    step = listener.steps[0]  # before the first update the old policy is the current one
+    assert set(listener.rollouts.signals) == {"old.log_prob", "old.entropy"}
+    old = {key: value[step.rollouts.trained_mask] for key, value in step.rollouts.signals.items()}
+    torch.testing.assert_close(old["old.log_prob"], step.log_probs[step.mask], rtol=0, atol=2e-6)
+    torch.testing.assert_close(old["old.entropy"], step.signals["current.entropy"][step.mask], rtol=0, atol=2e-6)
 
 
 def test_unsloth_and_an_untested_trl_are_refused(monkeypatch, model_path, tmp_path):
