@@ -85,6 +85,8 @@ def test_tokens_without_output_are_finite():
     assert float(cett(torch.zeros(2, 2), weight, 1.0)) == 0
     cancelled = cett(torch.tensor([[1.0, -1.0], [2.0, 1.0]]), weight, 1.0)
     assert float(cancelled) == pytest.approx((0 + 1 / 3) / 2)  # both of the first are dropped: no error at all
+    exact = torch.tensor([[1.0, 1.0, -2.0]], dtype=torch.float64)  # dropping the two errs by 2, the output is 0, known to 4 eps
+    assert float(cett(exact, torch.ones(1, 3, dtype=torch.float64), 1.0)) == pytest.approx(2 / (4 * torch.finfo(torch.float64).eps))
 
 
 @settings(max_examples=25, deadline=None)
@@ -163,6 +165,7 @@ def test_baselines_by_hand():
     assert kept_top_k(gate, 0.25, released=True).tolist() == [[False] * 4, [False, False, True, True]]
     assert kept_top_k(gate, 1.0).tolist() == (gate != 0).tolist()
     assert not kept_top_k(gate, 0.0).any()
+    assert int(kept_top_k(torch.arange(1.0, 101.0).unsqueeze(0), 0.55).sum()) == 55  # 0.55 * 100 > 55
     row = torch.arange(1.0, 11.0).unsqueeze(0)
     assert (int(kept_top_k(row, 0.9).sum()), int(kept_top_k(row, 0.9, released=True).sum())) == (9, 10)
 
