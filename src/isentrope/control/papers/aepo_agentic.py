@@ -64,6 +64,7 @@ class AepoAgentic(Intervention):
     name = "aepo-agentic"
     slug = "aepo-agentic"
     source = "Agentic Entropy-Balanced Policy Optimization, arXiv 2510.14545; RUC-NLPIR/ARPO core_algos.py (public fork)"
+    opposes = frozenset({"empg", "aem-agentic"})
 
     alpha: float = 0.2  # per standard deviation of the entropy (code)
     balanced_clip: bool = True

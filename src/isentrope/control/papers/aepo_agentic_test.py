@@ -1,6 +1,6 @@
 """AEPO (agentic): recorded outputs, the gradient of every side of the window against PPO's, and the entropy-aware advantage by hand."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from isentrope.control.papers.common_test import in_slices, recorded, recorded_s
 from isentrope.control.stages import chain, policy_loss
 from isentrope.control.step import Rollouts, Step
 from isentrope.testing import check_intervention
-from isentrope.testing.examples import WidenUncertain
+from isentrope.testing.examples import KeepUncertain, WidenUncertain
 
 BOTH, CLIP, ADVANTAGE = AepoAgentic(), AepoAgentic(alpha=0.0), AepoAgentic(balanced_clip=False)
 CASES = ["advantage-only", "clip-only", "both", "constant-entropy"]
@@ -172,6 +172,15 @@ def test_the_release_standardises_per_micro_batch():
 def test_the_clip_alone_keeps_the_contract_and_needs_no_entropy():
     assert CLIP.needs == ()
     check_intervention(CLIP, slow=False)
+
+
+def test_a_chain_with_a_method_that_damps_what_this_amplifies_warns():
+    @dataclass(frozen=True)
+    class Damps(KeepUncertain):
+        name = "empg"
+
+    with pytest.warns(UserWarning, match="aepo-agentic undoes empg; drop one of them"):
+        chain(BOTH, Damps())
 
 
 def test_a_percentage_is_refused():
