@@ -18,6 +18,7 @@ from trl import GRPOConfig
 
 from isentrope.config import RESERVED, Config, known_keys, unknown_key
 from isentrope.control.objectives import Objective
+from isentrope.control.standard import ReferenceKL
 from isentrope.errors import UserError
 from isentrope.train.carried import built, check_host, objective_of, refuse_same_meaning
 
@@ -46,6 +47,11 @@ def check(config: Config) -> Config:
 
     checked = config.model_copy(update={"trl": trl_options(config.trl)})
     refuse_same_meaning(checked.trl, built(config.control))
+    if not checked.trl.get("beta") and any(isinstance(link, ReferenceKL) and link.against == "reference" for link in built(config.control).links):
+        raise UserError(
+            "reference-kl needs a reference model, and TRL loads one only with trl.beta above 0. Set trl.beta=1e-6 and objective.kl=null "
+            "objective.kl_coef=0 (or beta would put a second KL into the loss), or take the behaviour policy: {name: reference-kl, against: old}."
+        )
     try:
         base = objective_of(trainer_arguments(checked, Path(config.out)))
     except (ValueError, TypeError, NotImplementedError) as error:

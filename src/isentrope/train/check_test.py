@@ -39,6 +39,7 @@ def test_values_get_the_declared_types():
         (["control={name: clip-cov, ratio: 20.0}"], ["ratio", "20.0"]),
         (["control=forking-tokens", "trl.top_entropy_quantile=0.2"], ["trl.top_entropy_quantile=0.2", "'forking-tokens'", "Keep one", "drop"]),
         (["control=siren", "trl.entropy_coef=0.01"], ["trl.entropy_coef=0.01", "'siren'"]),
+        (["control=reference-kl"], ["reference-kl needs a reference model", "trl.beta=1e-6", "against: old"]),
         (["trl.save_strategy=no"], ["trl.save_strategy must be", "Got False", "quote it"]),
         (["trl.temperature=0"], ["trl.temperature must be above 0", "0.0", "1e-3"]),
         (["trl.learning_rate=.nan"], ["trl.learning_rate", "nan"]),
