@@ -43,8 +43,9 @@ from isentrope.measure.tokens import (
 
 __all__ = [
     "Discriminant", "Entropy", "ExpectedDiscriminant", "InNucleus", "LogProb", "MaxProb", "MeanLogit", "NucleusEntropy", "Rank", "Signal",
-    "StreamingCovariance", "SumSquares", "TargetProb", "TopKEntropy", "TopKTail", "Varentropy", "alpha_req", "answer_entropy", "attention_entropy", "count_entropy", "cross_entropy",
-    "diffusion_entropy", "diffusion_information", "effective_rank", "f_divergence", "jeffreys", "js", "kl", "knn_entropy", "ksg_mutual_information", "maj_at_k",
-    "min_entropy", "nsb_entropy", "pass_at_k", "rankme", "renyi", "reverse_kl", "semantic_entropy", "shannon", "spectral_entropy", "support", "token_signals",
-    "token_signals_from_logits", "tsallis", "varentropy", "visible_keys", "von_neumann_entropy",
+    "StreamingCovariance", "SumSquares", "TargetProb", "TopKEntropy", "TopKTail", "Varentropy", "alpha_req", "answer_entropy", "attention_entropy",
+    "count_entropy", "cross_entropy", "diffusion_entropy", "diffusion_information", "effective_rank", "f_divergence", "jeffreys", "js", "kl",
+    "knn_entropy", "ksg_mutual_information", "maj_at_k", "min_entropy", "nsb_entropy", "pass_at_k", "rankme", "renyi", "reverse_kl", "semantic_entropy",
+    "shannon", "spectral_entropy", "support", "token_signals", "token_signals_from_logits", "tsallis", "varentropy", "visible_keys",
+    "von_neumann_entropy",
 ]  # fmt: skip
