@@ -381,7 +381,8 @@ def pull_back(
     grid = Grid.of(tokens, vocab, whole_rows=bool(slopes.nuclei))
     tiles = Tiles(hidden, weight, bias, target, head, grid)
     half = head.product in _HALF
-    block = min(vocab, max(grid.columns, SLOPES // (grid.rows * grid.columns) * grid.columns)) if half else grid.columns
+    widest = SLOPES // max(grid.rows, weight.shape[1]) // grid.columns * grid.columns  # neither the slopes nor the weight's gradient of a block is larger
+    block = min(vocab, max(grid.columns, widest)) if half else grid.columns
     gathered = torch.empty(grid.rows * block, dtype=head.product, device=hidden.device) if half else None
     grad_hidden = torch.zeros(hidden.shape, dtype=head.exact, device=hidden.device) if wanted[0] else None
     grad_weight = None if not wanted[1] else torch.empty_like(weight) if tokens else torch.zeros_like(weight)  # the first row tile writes it
@@ -396,8 +397,8 @@ def pull_back(
                 if grad_weight.dtype == head.product == head.exact:
                     part = grad_weight[wide]
                     torch.addmm(part, slope.T, tiles.hidden[rows], beta=0 if rows.start == 0 else 1, out=part)
-                elif tokens <= grid.rows:
-                    grad_weight[wide] = slope.T @ tiles.hidden[rows]
+                elif tokens <= grid.rows and grad_weight.dtype == head.product:
+                    torch.mm(slope.T, tiles.hidden[rows], out=grad_weight[wide])
                 else:
                     if collected is None:
                         collected = torch.zeros(wide.stop - wide.start, weight.shape[1], dtype=head.exact, device=weight.device)
