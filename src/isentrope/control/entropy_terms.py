@@ -105,7 +105,11 @@ class EntropyBonus(Intervention):
 
     @property
     def expected_failures(self) -> Mapping[str, str]:
-        return {"placebo_keeps_the_budget": ALIKE, "bites": "a bonus acts on every token, and the check asks for a share of at most one half"}
+        return {"placebo_keeps_the_budget": ALIKE}
+
+    @property
+    def dense(self) -> str:
+        return "a bonus acts on every token"
 
     def init(self) -> State:
         return {} if self.controller == "none" else self._controller().init()
@@ -199,9 +203,11 @@ class EntropyBand(Intervention):
 
     @property
     def expected_failures(self) -> Mapping[str, str]:
-        if self.level != "update":
-            return {}
-        return {"placebo_keeps_the_budget": ALIKE, "bites": "the mean of the update is held, so it acts on every token or on none"}
+        return {"placebo_keeps_the_budget": ALIKE} if self.level == "update" else {}
+
+    @property
+    def dense(self) -> str:
+        return "the mean of the update is held, so it acts on every token or on none" if self.level == "update" else ""
 
     @property
     def _relative(self) -> bool:

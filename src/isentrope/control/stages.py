@@ -50,6 +50,11 @@ class Intervention:
     def expected_failures(self) -> Mapping[str, str]:
         return {}
 
+    @property
+    def dense(self) -> str:
+        """Why it acts on nearly every token by design; empty for one that selects. Whether it bites is then told by the gradient alone."""
+        return ""
+
     def init(self) -> State:
         """The state before the first update."""
         return {}

@@ -18,7 +18,6 @@ Cov(alpha, S) < 0. So entropy rises while the mean advantage over turns is negat
 re-centring after it would undo that. The mean over tokens orders turns of unequal length otherwise than the sum, which the theory is about.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -91,12 +90,8 @@ class AemAgentic(Intervention):
         return (_CHOSEN,) if self.proxy == "surprisal" else (_ENTROPY,)
 
     @property
-    def expected_failures(self) -> Mapping[str, str]:
-        """Of the rule where responses are one turn: within a response nothing differs, within a group everything does."""
-        return {
-            "bites": "responses of one turn: within a response no turn differs, within a group each has a factor of its own, 88 to 100 % of the tokens; "
-            "the gradient moves by 0.12 to 0.43 of its norm"
-        }
+    def dense(self) -> str:
+        return "responses of one turn: within a group each has a factor of its own, 88 to 100 % of the tokens"
 
     def neutral(self) -> "AemAgentic":
         return replace(self, strength=0.0)

@@ -21,7 +21,6 @@ Ties of the metric go by row id. A response without tokens or reward belongs to 
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -119,12 +118,8 @@ class Canon(Intervention):
         return (_ENTROPY,) if self.metric == "entropy" and self.schedule != "off" else ()
 
     @property
-    def expected_failures(self) -> Mapping[str, str]:
-        """Of the rule, at every setting that is not neutral."""
-        return {
-            "bites": "every response of a group with unequal rewards gets another baseline: 88 to 94 % of the tokens, above the half allowed; the "
-            "gradient moves by 0.27 to 0.66 of its norm"
-        }
+    def dense(self) -> str:
+        return "every response of a group with unequal rewards gets another baseline, 88 to 94 % of the tokens"
 
     def init(self) -> State:
         return {"updates": 0}

@@ -21,7 +21,6 @@ EMPG damps uncertain steps, the advantage of `aepo-agentic` amplifies uncertain 
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -130,9 +129,8 @@ class Empg(Intervention):
         return (_ENTROPY,)
 
     @property
-    def expected_failures(self) -> Mapping[str, str]:
-        """Of the rule, at every setting that is not neutral."""
-        return {"bites": "the mean over all steps is subtracted from every step: 100 % of the tokens; the gradient moves by 0.06 to 0.36 of its norm"}
+    def dense(self) -> str:
+        return "the mean over all steps is subtracted from every step"
 
     def neutral(self) -> "Empg":
         return replace(self, sharpness=0.0, bonus=0.0, recentre=False)

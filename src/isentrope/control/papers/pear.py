@@ -22,7 +22,6 @@ supplies the whole gradient. With one reward in (nats), another unit would chang
 formulas are of Eq. 5-8 as restated by readers.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -106,12 +105,8 @@ class Pear(Intervention):
         return (_ENTROPY,)
 
     @property
-    def expected_failures(self) -> Mapping[str, str]:
-        """Of the rule, at every setting that is not neutral."""
-        return {
-            "bites": "every response of a group with a penalised answer gets another advantage, and nearly every group has one: 88 to 100 % of the "
-            "tokens, above the half allowed; the gradient moves by 0.006 to 0.14 of its norm"
-        }
+    def dense(self) -> str:
+        return "every response of a group with a penalised answer gets another advantage, 88 to 100 % of the tokens"
 
     def neutral(self) -> "Pear":
         return replace(self, coef=0.0)

@@ -21,7 +21,6 @@ shaping of `entropy-performance-exchange` does the opposite; chaining both warns
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,12 +93,8 @@ class Arm(Intervention):
         return (_CHOSEN,)
 
     @property
-    def expected_failures(self) -> Mapping[str, str]:
-        """Of the rule, at every setting that is not neutral."""
-        return {
-            "bites": "every response of a group with a correct one gets a term: 88 to 100 % of the tokens, above the half allowed; the gradient "
-            "moves by 0.04 to 0.17 of its norm"
-        }
+    def dense(self) -> str:
+        return "every response of a group with a correct one gets a term, 88 to 100 % of the tokens"
 
     def neutral(self) -> "Arm":
         return replace(self, alpha=0.0)
