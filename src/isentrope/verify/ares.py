@@ -1,7 +1,8 @@
-"""Recorded case of the window entropies of ARES: pure functions of levels (sheet `ares`; the reward is its paper module's)."""
+"""Recorded cases of ARES as released (sheet `ares`): window entropies are pure functions of levels, the reward is its paper module's."""
 
 import torch
 
+from isentrope.control.papers.ares import released_shaping
 from isentrope.measure.level import reduce, window_threshold, windows
 from isentrope.verify.cases import Case, Outputs, answers
 
@@ -27,3 +28,10 @@ def code_window_entropy(case: Case) -> Outputs:
         "invalid_count": (judged & (excess < 0)).sum(-1),
         "soft_cost": reduce(excess.clamp(min=0), how="sum", mask=judged, empty=0.0),
     }
+
+
+@answers(SLUG, "code-reward*")
+def code_reward(case: Case) -> Outputs:
+    correct = case.mask("correct")
+    shaping = released_shaping(case["bucket"], correct, case["window_count"], case["target_count"], case["alpha"])
+    return {"shaping": shaping, "reward": correct.double() + shaping}
