@@ -158,16 +158,15 @@ class Ares(Intervention):
 
     @property
     def expected_failures(self) -> Mapping[str, str]:
-        """Of the printed and of the released rule."""
+        """Of the printed rule."""
         if self.variant == "paper" and self.coef:
             reason = "as printed the target is the mean it is compared with, so the multiplier is 0 and no reward ever changes"
             return {"acts_somewhere": reason, "placebo_keeps_the_budget": reason, "bites": reason}
-        if self.variant == "code":
-            return {
-                "bites": "every judged response gets a term of its own, wrong ones at least 0.3 of the cap: 83 to 100 % of the tokens, above the half allowed; "
-                "the gradient moves by 0.01 to 0.7 of its norm"
-            }
         return {}
+
+    @property
+    def dense(self) -> str:
+        return "every judged response gets a term, wrong ones at least 0.3 of the cap, 83 to 100 % of the tokens" if self.variant == "code" else ""
 
     def init(self) -> State:
         """Per bucket the target ("fixed": None before it is measured) or alpha ("code", 0.5), and the threshold in nats ("code")."""
