@@ -84,12 +84,16 @@ class BiteRecorder:
         """Adds up touched tokens, and both gradients of the weights."""
         self._touched += float(result.observed.touched[self.key].sum())
         self._tokens += float(step.mask.sum())
-        rollouts = step.rollouts
-        base = torch.tensor([self._base[row] for row in rollouts.row_id.tolist()], dtype=torch.float32, device=step.mask.device)
-        alone = replace(step, rollouts=replace(rollouts, advantage=base[:, None], trained_mask=rollouts.completion_mask))
+        alone = self.alone(step)
         weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
         _add(self._ours, torch.autograd.grad(result.loss, weights, retain_graph=True, allow_unused=True))
         _add(self._theirs, torch.autograd.grad(policy_loss(alone, trainer.objective).loss, weights, retain_graph=True, allow_unused=True))
+
+    def alone(self, step: Step) -> Step:
+        """The same slice as the objective alone would have been given it."""
+        rollouts = step.rollouts
+        base = torch.tensor([self._base[row] for row in rollouts.row_id.tolist()], dtype=torch.float32, device=step.mask.device)
+        return replace(step, rollouts=replace(rollouts, advantage=base[:, None], trained_mask=rollouts.completion_mask))
 
     def update(self, trainer: "IsentropeTrainer") -> None:
         """Closes the row of this update."""
@@ -136,8 +140,8 @@ def check_bites(intervention: Intervention, *, seed: int = 0, steps: int = 20, l
     return bites
 
 
-def bite(intervention: Intervention, *, seed: int = 0, steps: int = 20) -> list[Bite]:
-    """The updates of a run of `control-check`, measured.
+def bite(intervention: Intervention, *, seed: int = 0, steps: int = 20, recorder: BiteRecorder | None = None) -> list[Bite]:
+    """The updates of a run of `control-check`, measured (by `recorder`, if given).
 
     Raises SkipTest naming the extra if trl is not installed.
     """
@@ -150,7 +154,7 @@ def bite(intervention: Intervention, *, seed: int = 0, steps: int = 20) -> list[
         from isentrope.train.trl import IsentropeTrainer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"check_bites trains the embedded model inside TRL and needs it: pip install 'isentrope[trl]' ({error.name}).") from error
-    recorder = BiteRecorder(intervention.name)
+    recorder = BiteRecorder(intervention.name) if recorder is None else recorder
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = load(preset="control-check", seed=seed, sets=[f"trl.max_steps={steps}", "trl.save_strategy='no'"])
