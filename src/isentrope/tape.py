@@ -2,9 +2,10 @@
 
     DIR/tape/TABLE/part-SSSSSSSS.parquet     rows of TABLE up to step SSSSSSSS; a second part of one step is part-SSSSSSSS-1, ...
 
-Tables: steps (one row per update), tokens and samples (a keyed sample), evals, events; their columns stand in `COLUMNS`, and a run
-may add others. A part is written under a hidden name, synced and renamed, so a killed process leaves no half part, and a full disk
-leaves the parts as they were and the rows in memory. Every page carries a checksum, and every part the provenance of its columns.
+Tables: steps (one row per update), tokens and samples (a keyed sample), evals, events, answers (one row per held-out prompt and
+evaluation); their columns stand in `COLUMNS`, and a run may add others.
+A part is written under a hidden name, synced and renamed, so a killed process leaves no half part, and a full disk leaves the parts as
+they were and the rows in memory. Every page carries a checksum, and every part the provenance of its columns.
 DuckDB reads the parts as they are: `SELECT * FROM read_parquet('DIR/tape/steps/*.parquet', union_by_name = true)`.
 """
 
@@ -47,6 +48,10 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "truncated": _FLAG, "answer": _TEXT, "length": _WHOLE, "advantage": _REAL, "entropy": _REAL, "origin": _TEXT},
     "evals": {"step": _WHOLE, "metric": _TEXT, "value": _REAL, "low": _REAL, "high": _REAL, "prompts": _WHOLE, "samples": _WHOLE},
     "events": {"step": _WHOLE, "level": _TEXT, "kind": _TEXT, "message": _TEXT},
+    "answers": {
+        "step": _WHOLE, "group": _WHOLE, "prompt": _TEXT, "kind": _TEXT, "samples": _WHOLE, "correct": _WHOLE, "answers": _TEXT,
+        "tokens": _WHOLE, "entropy": _REAL} | {f"{name}/{part}": dtype for name, dtype in (("tokens", _WHOLE), ("entropy", _REAL))
+        for part in ("right", "wrong", *(f"tenth-{place:02d}" for place in range(1, 11)))},
 }  # fmt: skip
 """The columns that every reader may ask for, by table; the dtype is what an empty column has. Entropies are in nats."""
 TABLES = tuple(COLUMNS)
@@ -331,6 +336,11 @@ class Tape:
     def events(self) -> pl.DataFrame:
         """What happened beside the numbers."""
         return self.table("events")
+
+    @property
+    def answers(self) -> pl.DataFrame:
+        """One row per held-out prompt and evaluation."""
+        return self.table("answers")
 
     @cached_property
     def provenance(self) -> dict[str, Provenance]:

@@ -17,8 +17,8 @@ from isentrope.errors import UserError
 from isentrope.provenance import Provenance, ProvenanceError
 from isentrope.tape import Tape, TapeError
 
-FRAMES = ("steps", "tokens", "samples", "evals", "events")
-TEXTS = frozenset({"text", "prompt", "completion", "answer", "origin", "metric", "level", "kind", "message"})
+FRAMES = ("steps", "tokens", "samples", "evals", "events", "answers")
+TEXTS = frozenset({"text", "prompt", "completion", "answer", "answers", "origin", "metric", "level", "kind", "message"})
 WHOLE = frozenset({"step", "row_id", "group", "position", "token_id", "prompts", "samples"})
 FEW = 5
 """Updates below which the report compares no start with an end."""
@@ -38,6 +38,7 @@ class Run:
     samples: pl.DataFrame
     evals: pl.DataFrame
     events: pl.DataFrame
+    answers: pl.DataFrame
     problems: tuple[str, ...] = ()
     lean: bool = False  # show little of each kind: for the rare run whose texts would make the page too large
 
@@ -86,7 +87,7 @@ def read(run_dir: str | Path) -> Run:
         path=path, record=_json(path / "run.json", problems), summary=_json(path / "summary.json", problems, expected=False),
         config=_text(path / "config.yaml", problems),
         steps=frames["steps"], tokens=frames["tokens"], samples=frames["samples"], evals=frames["evals"], events=frames["events"],
-        problems=tuple(problems),
+        answers=frames["answers"], problems=tuple(problems),
     )  # fmt: skip
 
 

@@ -18,12 +18,13 @@ from transformers import (
 )
 
 from isentrope.measure.answers import answer_entropy, bootstrap_interval, maj_at_k, pass_at_k
+from isentrope.train.shift import TENTHS, prompt_rows
 from isentrope.train.tasks import Task, prompt_text
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`rows` as in the tape's table `evals` (without the step); `samples` one mapping per response.
+    """`rows` as in the tape's table `evals` (without the step); `samples` one mapping per response, `per_prompt` of each prompt in a row.
 
     Entropy is exact over the vocabulary, of softmax(logits / temperature), at the sampled positions (the end token's included),
     token mean, in nats.
@@ -32,6 +33,11 @@ class Evaluation:
     rows: tuple[dict[str, Any], ...]
     samples: tuple[dict[str, Any], ...]
     temperature: float
+    per_prompt: int = 1
+
+    def by_prompt(self) -> list[dict[str, Any]]:
+        """One row per prompt as in the tape's table `answers` (without the step): right answers, answers, entropy by part."""
+        return prompt_rows(self.samples, self.per_prompt)
 
     def value(self, metric: str) -> float:
         """The value of one metric; KeyError lists those there are."""
@@ -81,7 +87,7 @@ def evaluate(
             judged = _judge(task, rows, drawn, samples, trainer_state)
     finally:
         model.train(training)
-    return Evaluation(tuple(_summary(judged, samples, seed)), tuple(judged), temperature)
+    return Evaluation(tuple(_summary(judged, samples, seed)), tuple(judged), temperature, samples)
 
 
 class _Entropies(LogitsProcessor):
@@ -129,7 +135,10 @@ def _sample(
     ended = ids == tokenizer.eos_token_id
     lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1])
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    sums = torch.where(mask, entropy, 0.0).double().sum(1)
+    kept = torch.where(mask, entropy, 0.0).double()
+    sums = kept.sum(1)
+    places = (torch.arange(ids.shape[1]) * TENTHS // lengths[:, None]).clamp(max=TENTHS - 1)
+    tenths = torch.zeros(len(rows), TENTHS, dtype=torch.float64).scatter_add_(1, places, kept)
     return [
         {
             "completion": tokenizer.decode(ids[i, : lengths[i]], skip_special_tokens=True),
@@ -137,6 +146,7 @@ def _sample(
             "length": int(lengths[i]),
             "truncated": not bool(ended[i].any()),
             "entropy": float(sums[i] / lengths[i]),
+            "tenths": tenths[i].tolist(),
         }
         for i in range(len(rows))
     ]
@@ -161,6 +171,7 @@ def _judge(task: Task, rows: Sequence[dict[str, Any]], drawn: Sequence[dict[str,
             {
                 "group": index // samples,
                 "prompt": row["prompt"],
+                "kind": row["kind"] if isinstance(row.get("kind"), str) else None,
                 **found,
                 "reward": reward,
                 "correct": correct,

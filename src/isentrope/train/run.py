@@ -35,6 +35,7 @@ from isentrope.train import checkpoint, models, tasks
 from isentrope.train.carried import built, objective_of
 from isentrope.train.evaluate import Evaluation, evaluate
 from isentrope.train.recorder import TapeRecorder, provenance
+from isentrope.train.shift import ENTROPIES, support_figures
 from isentrope.train.trl import IsentropeTrainer, host_state_name
 
 PACKAGES = ("isentrope", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "numpy", "polars", "reasoning-gym")
@@ -197,6 +198,7 @@ class Run:
                 seed=self.config.seed, batch_size=settings.batch_size, trainer_state=self.trainer.state,
             )  # fmt: skip
         self.writer.append("evals", [{"step": step, **row} for row in found.rows])
+        self.writer.append("answers", [{"step": step, **row} for row in found.by_prompt()])
         score = found.value("pass@1")
         self.progress.message(f"step {step}: pass@1 {score:.3f} on {prompts} validation prompts, entropy {found.value('entropy'):.3f} nats")
         if score > self.best["pass@1"]:
@@ -294,11 +296,13 @@ class Run:
     def eval_provenance(self, dtype: str) -> dict:
         from isentrope.provenance import Provenance
 
+        exact = Provenance(
+            estimator="exact", temperature=float(self.args.temperature), truncation=None, policy="current", mask="completion",
+            aggregation="token-mean", unit="nats", dtype=dtype,
+        )  # fmt: skip
         return {
-            "evals.entropy": Provenance(
-                estimator="exact", temperature=float(self.args.temperature), truncation=None, policy="current", mask="completion",
-                aggregation="token-mean", unit="nats", dtype=dtype,
-            ),
+            "evals.entropy": exact,
+            **{f"answers.{name}": replace(exact, mask=name.replace("entropy", "completion")) for name in ENTROPIES},
             "evals.answer_entropy": Provenance(
                 estimator="plug-in", temperature=float(self.args.temperature), truncation=None, policy="current", mask="answers",
                 aggregation="prompt-mean", unit="nats", dtype="float64",
@@ -518,6 +522,7 @@ def summarise(tape: Tape, best: Mapping[str, float]) -> dict[str, Any]:
             summary |= {f"{row['metric']}.start": row["value"] for row in first.iter_rows(named=True)}
             summary |= {"entropy.end": summary["entropy"], "entropy.of": "held-out responses, first and last evaluation"}
         summary["best.pass@1"], summary["best.step"] = best["pass@1"], best["step"]
+        summary |= support_figures(tape.answers)
     return summary
 
 
