@@ -92,6 +92,11 @@ def adapter_of(slug: str, name: str) -> Adapter | None:
     return next((adapter for (known, pattern), adapter in _ADAPTERS.items() if known == slug and fnmatchcase(name, pattern)), None)
 
 
+def answered() -> frozenset[str]:
+    """Slugs of which recorded cases have an adapter."""
+    return frozenset(slug for slug, _ in _ADAPTERS)
+
+
 def split_name(path: Path) -> tuple[str, str]:
     """Slug and case of `slug__case.npz`; a file without the two parts has an empty slug."""
     slug, parted, name = path.stem.partition("__")

@@ -1,0 +1,147 @@
+"""What is told of one intervention, read off the class: what it costs, what it was checked against, what it does to entropy, how to run it."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from isentrope.control.objectives import Objective
+from isentrope.control.stages import Intervention, stages_of
+
+PRESET = "control-check"
+"""The preset that the recipes run on: the embedded model, four updates per generation batch, each batch used twice."""
+
+_RAISES = r"raises?|lowers?|holds?|pushes|pulls?|damps?|moves?|increases?|decreases?|preserves?"
+_MOVES = re.compile(
+    rf"\b(?:{_RAISES})(?:\s+\w+){{0,2}}\s+entrop(?:y|ies)\b"
+    r"|\bentrop(?:y|ies)\b(?:\s+\w+){0,3}?\s+(?:rises?|falls?|up|down|meets?)\b",
+    re.IGNORECASE,
+)
+_INFERRED = re.compile(r"\(inferred\b|\binferred\)", re.IGNORECASE)
+
+
+def cost(link: Intervention) -> dict[str, Any]:
+    """What a link adds to an update beside the forward and backward that are there anyway, told from its stages and signals.
+
+    forwards_per_generation: passes over the generation batch without gradient (the signals of the policy that sampled).
+    forwards_per_update: passes over the whole update without gradient; 0 where it is one slice on one process.
+    generated: responses or tokens that are sampled in addition. Links of a chain share each pass.
+    """
+    stages, old = stages_of(link), any(need.policy == "old" for need in link.needs)
+    generated = []
+    if "extra" in stages:
+        generated.append("the responses that it asks for, counted as isentrope/extra_tokens")
+    if "filter" in stages:
+        rounds = link.__dict__.get("rounds", type(link).__dict__.get("rounds"))
+        generated.append("none" if rounds == 0 else f"up to {rounds} times the responses of the groups that it drops")
+    words = ["one forward without gradient per generation, which scores the signals of the policy that sampled"] if old else []
+    if "survey" in stages:
+        words.append("one forward without gradient per update where that has several slices or processes")
+    if "sample" in stages:
+        words.append("a hook on every decoding step")
+    words += [f"generates {item}" for item in generated if item != "none"]
+    if {"extra", "filter", "rows"} & set(stages):
+        words.append("rows that are replaced are scored again where the signals or log-probs of the policy that sampled are kept")
+    return {
+        "forwards_per_generation": int(old),
+        "forwards_per_update": int("survey" in stages),
+        "generated": "; ".join(item for item in generated if item != "none") or None,
+        "text": "; ".join(words) or "none: no forward, no generated token",
+    }
+
+
+def effect(kind: type) -> str | None:
+    """The first sentence of the class's docstring, else of its module's, that says how entropy moves; None where none does.
+
+    Of a module that holds several interventions only the first paragraph is read: it speaks of all of them.
+    """
+    module = sys.modules[kind.__module__]
+    siblings = [value for value in vars(module).values() if isinstance(value, type) and "name" in value.__dict__ and value.__module__ == kind.__module__]
+    paragraphs = (module.__doc__ or "").split("\n\n")
+    own = (kind.__doc__ or "").split("\n\n")
+    for sentence in _sentences([*own, *(paragraphs if len(siblings) == 1 else paragraphs[:1])]):
+        if _MOVES.search(sentence):
+            return sentence
+    return None
+
+
+def inferred(kind: type) -> list[str]:
+    """What the docstrings of the module and of the class mark as inferred: the sentences and table rows with the mark."""
+    text = f"{sys.modules[kind.__module__].__doc__ or ''}\n\n{kind.__doc__ or ''}"
+    lines = [" ".join(line.strip().strip("|").split()) for line in text.splitlines() if line.startswith("|")]
+    return [line for line in (*lines, *_sentences(text.split("\n\n"))) if _INFERRED.search(line)]
+
+
+def verified(slug: str | None, marked: list[str]) -> list[str]:
+    """"vectors" where recorded official outputs of the slug are answered by an adapter, else "identities" (the contract, the sheet's exact
+    statements); then "inferred" is added where the docstrings mark something so."""
+    from isentrope.verify.cases import answered
+
+    if slug in answered():
+        return ["vectors"]
+    return ["identities", "inferred"] if marked else ["identities"]
+
+
+def vllm(link: Intervention) -> str:
+    """How it fares with vLLM rollouts, told from its stages alone (the host decides by the same rule)."""
+    stages = stages_of(link)
+    if "sample" in stages:
+        return "refused, because it needs a hook on every decoding step"
+    if "extra" in stages:
+        return "refused, because extra rollouts at another temperature go through transformers' generate"
+    return "works"
+
+
+def recipe(link: Intervention) -> dict[str, Any]:
+    """How to run it on the embedded model: `control` and `objective` of the configuration, and the command.
+
+    The settings are those that bite on that model (`embedded`), the objective the one that its paper combines it with (`recipe`).
+    """
+    chosen = link.embedded()
+    control = [{"name": link.name, **_changed(chosen, link)}]
+    objective = _changed(chosen.recipe(), Objective.named("grpo"))
+    sets = [f"control={_flow(control if len(control[0]) > 1 else [link.name])}", *([f"objective={_flow(objective)}"] if objective else [])]
+    words = ["isentrope", "train", "--preset", PRESET, *(word for item in sets for word in ("--set", item)), "--out", f"runs/{link.name}"]
+    return {"control": control, "objective": objective, "sets": sets, "command": " ".join(map(shlex.quote, words))}
+
+
+def _changed(value: Any, base: Any) -> dict[str, Any]:
+    """The fields in which two dataclasses of one kind differ."""
+    return {item.name: value.__dict__[item.name] for item in fields(base) if value.__dict__[item.name] != base.__dict__[item.name]}
+
+
+def _flow(value: Any) -> str:
+    """YAML on one line that reads back as the value, tuples as lists and infinities as `.inf`."""
+    return yaml.safe_dump(plain(value), default_flow_style=True, width=10**9, sort_keys=False).strip()
+
+
+def plain(value: Any) -> Any:
+    """Lists for tuples, dicts for mappings."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def shown(value: Any) -> Any:
+    """A value for JSON: infinities as text, and whatever JSON has no word for."""
+    if isinstance(value, float) and value - value != 0:
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: shown(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [shown(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | type(None)) else json.loads(json.dumps(value, default=str))
+
+
+def _sentences(paragraphs: list[str]) -> Iterator[str]:
+    """Sentences of running text, one line each; tables are left out, and indented formulas stand for a sentence of their own."""
+    for paragraph in paragraphs:
+        if paragraph.lstrip("\n").startswith("|"):
+            continue
+        text = " ".join(line.strip() for line in paragraph.splitlines() if line.strip())
+        yield from re.split(r"(?<=[.;])\s+(?=[A-Za-z`\"(])", text)
