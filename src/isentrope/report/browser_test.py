@@ -10,7 +10,7 @@ from isentrope.report import build, synthetic
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SCREENS = {"desktop": {"viewport": {"width": 1280, "height": 900}}, "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}}
-PICTURES = ("pass-at-k", "reward", "entropy-steps", "entropy-position", "entropy-map", "pressure-plot", "touch-0", "removed-0")
+PICTURES = ("pass-at-k", "reward", "entropy-steps", "entropy-position", "entropy-map", "entropy-tenths", "pressure-plot", "touch-0", "removed-0")
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing: apt-get install chromium")]
 
@@ -97,7 +97,7 @@ def test_every_picture_is_drawn_with_its_data_and_its_axes(visit):
         assert drawn["width"] > 300
         assert drawn["height"] > 200
         assert drawn["marks"] > 0, id
-        assert any(axis in drawn["words"] for axis in ("update", "position", "N, nats")), (id, drawn["words"])
+        assert any(axis in drawn["words"] for axis in ("update", "position", "tenth of the response", "N, nats")), (id, drawn["words"])
         assert any(unit in drawn["words"] for unit in ("nats", "%", "mean reward", "tokens")), (id, drawn["words"])
     lines = page.evaluate("[...document.querySelectorAll('#pass-at-k .scatterlayer .js-line')].map(line => line.getAttribute('d').length)")
     assert len(lines) >= 5

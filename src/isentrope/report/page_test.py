@@ -14,7 +14,7 @@ from isentrope.errors import UserError
 from isentrope.report import build, page, synthetic
 from isentrope.report.sections import SECTIONS
 
-TABLES = ("steps", "tokens", "samples", "evals", "events")
+TABLES = ("steps", "tokens", "samples", "evals", "events", "answers")
 
 
 class Page(HTMLParser):
@@ -129,7 +129,7 @@ def test_whatever_is_known_makes_a_page(case, tmp_path):
     CASES[case](tmp_path)
     text = build(tmp_path).read_text(encoding="utf-8")
     ids = {attributes.get("id") for tag, attributes in Page(text).tags if tag == "section"}
-    assert ids == {"learning", "entropy", "position", "pressure", "interventions", "samples", "record"}
+    assert ids == {"learning", "entropy", "position", "support", "pressure", "interventions", "samples", "record"}
     assert len(SECTIONS) == len(ids)
 
 
@@ -145,6 +145,7 @@ def test_whatever_is_known_makes_a_page(case, tmp_path):
                 "No token rows",
                 "No intervention",
                 "No sampled completions",
+                "No comparison with the base model",
                 "config.yaml is missing",
             ],
         ),

@@ -73,6 +73,7 @@ def write(
     frames = {"tokens": pl.DataFrame(tokens), "samples": pl.DataFrame(samples)}
     frames["steps"] = _steps(rng, updates, frames["tokens"], links)
     frames["evals"] = _evals(rng, updates)
+    frames["answers"] = _answers(np.random.default_rng(seed + 1), updates, hostile)
     frames["events"] = pl.DataFrame(
         [
             {"step": 0, "level": "info", "kind": "start", "message": "Training begins: 2 threads, float32."},
@@ -283,13 +284,34 @@ def _evals(rng: np.random.Generator, updates: int) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
+def _answers(rng: np.random.Generator, updates: int, hostile: bool) -> pl.DataFrame:
+    """Held-out prompts one by one, at the start and at the end; a few are forgotten."""
+    talent, rows = rng.normal(0, 1.8, 128), []
+    for step in sorted({0, updates}):
+        progress = learned(step, updates) if step else 0.0
+        chance = 1 / (1 + np.exp(-(-2.9 + 5.2 * progress + talent))) * np.where((np.arange(128) % 23 == 0) & (progress > 0.5), 0.02, 1.0)
+        for group, right in enumerate(rng.binomial(16, chance).tolist()):
+            text = f"What is {11 + group} + {97 - group // 2}?" + (HOSTILE[group % len(HOSTILE)] if hostile else "")
+            row = {"step": step, "group": group, "prompt": text, "kind": HOSTILE[group % 3] if hostile else None, "samples": 16, "correct": right}
+            row |= {"answers": json.dumps([[text if hostile else "108", right], [None, 16 - right]]), "tokens": 432, "entropy": 0.5 * (1 - progress) + 0.03}
+            row |= {"tokens/right": 27 * right, "entropy/right": row["entropy"] * 0.9 if right else None}
+            row |= {"tokens/wrong": 432 - 27 * right, "entropy/wrong": row["entropy"] * 1.2 if right < 16 else None}
+            for place in range(10):
+                shape = 0.4 + 0.12 * place + float(rng.normal(0, 0.05))
+                row |= {f"tokens/tenth-{place + 1:02d}": 43, f"entropy/tenth-{place + 1:02d}": row["entropy"] * shape}
+            rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
 def _record(run_dir: Path, frames: dict[str, pl.DataFrame], updates: int, seed: int, links: Sequence[str], hostile: bool, finished: bool) -> None:
     mean, single = Provenance("exact", aggregation="token-mean").to_dict(), Provenance("exact", aggregation="none").to_dict()
     provenance = {
         f"steps.entropy/{name}": mean | ({} if name == "mean" else {"aggregation": f"token-quantile-0.{name[1:]}"})
         for name in ("mean", "q05", "q25", "q50", "q75", "q95")
     }
-    provenance |= {f"tokens.{name}": single for name in ("entropy", "S", "N", "push")} | {"evals.entropy": mean | {"policy": "sampling", "mask": "completion"}}
+    provenance |= {f"tokens.{name}": single for name in ("entropy", "S", "N", "push")} | dict.fromkeys(
+        ("evals.entropy", "answers.entropy"), mean | {"policy": "sampling", "mask": "completion"}
+    )
     bad = HOSTILE[0] if hostile else ""
     record = {
         "isentrope": "0.1.0",

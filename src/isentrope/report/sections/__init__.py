@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from isentrope.report.data import Run
 from isentrope.report.figure import Section
-from isentrope.report.sections import entropy, learning, pressure, record, samples, touch
+from isentrope.report.sections import entropy, learning, pressure, record, samples, support, touch
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     learning.section,
     entropy.section,
     entropy.by_position,
+    support.section,
     pressure.section,
     touch.section,
     samples.section,

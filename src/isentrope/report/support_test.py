@@ -1,0 +1,78 @@
+"""The comparison with the base model says what the tape holds, and what it cannot say."""
+
+import dataclasses
+
+import polars as pl
+import pytest
+
+from isentrope.report import synthetic
+from isentrope.report.data import Run, read
+from isentrope.report.sections import support
+from isentrope.report.words import percent, whole
+from isentrope.train.shift import ends, profile, support_figures
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return read(synthetic.write(tmp_path_factory.mktemp("run"), updates=60, seed=3))
+
+
+def flat(base: int, tuned: int, samples: int = 4, prompts: int = 20) -> pl.DataFrame:
+    rows = [
+        {"step": step, "group": at, "prompt": "<b>p</b>", "samples": samples, "correct": right}
+        for step, right in ((0, base), (9, tuned))
+        for at in range(prompts)
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_the_section_tells_the_tape(run):
+    html, figures = support.section(run).html(), support_figures(run.answers)
+    assert figures["support.shrunk"] > 0
+    assert figures["support.expanded"] > 0
+    for name in ("preserved", "expanded", "shrunk", "out"):
+        assert f" {whole(figures[f'support.{name}'])}" in html
+    for name in ("srr", "ndr", "nscr"):
+        value, low, high = (figures[f"support.{name}{part}"] for part in ("", ".low", ".high"))
+        assert f"{percent(value)}</td>" in html
+        assert f"{percent(low)} to {percent(high)}" in html
+    assert f"{percent(figures['support.detectable_mass'])} goes unsolved in 16 tries one time in twenty" in html
+    assert html.count('class="provenance"') == 1
+
+
+def test_the_picture_is_the_profile(run):
+    (spec,) = support.section(run).charts.values()
+    places = [context for context in profile(run.answers) if context.kind == "tenth"]
+    assert [series["y"] for series in spec["series"]] == [[context.start for context in places], [context.end for context in places]]
+    assert spec["series"][0]["x"] == [float(place) for place in range(1, 11)]
+
+
+def test_prompts_that_changed_sides_are_listed(run):
+    html = support.section(run).html()
+    found = ends(run.answers)
+    assert found is not None
+    base, tuned = found.correct()
+    lost = found.end.filter(pl.Series((base > 0) & (tuned == 0)))["prompt"].to_list()
+    assert 0 < len(lost) <= support.MAX_PROMPTS
+    assert all(f"<td>lost</td><td><code>{text}</code>" in html for text in lost)
+
+
+def test_an_old_run_without_the_table_is_told_so(run):
+    said = support.section(dataclasses.replace(run, answers=pl.DataFrame({"step": pl.Series([], dtype=pl.Int64)}))).html()
+    assert "No comparison with the base model" in said
+
+
+def test_nothing_lost_is_not_nothing_to_lose(run):
+    html = support.section(dataclasses.replace(run, answers=flat(2, 3))).html()
+    assert "None was lost among 20" in html
+    assert "up to 14\u00a0% of such prompts" in html
+    assert "no entropies beside the held-out answers" in html
+
+
+def test_undefined_rates_are_dashes_and_prompts_are_text(run):
+    never = support.section(dataclasses.replace(run, answers=flat(0, 0))).html()
+    assert never.count("—</td>") >= 6
+    assert "None was lost" not in never
+    lost = support.section(dataclasses.replace(run, answers=flat(2, 0), lean=True)).html()
+    assert "&lt;b&gt;p&lt;/b&gt;" in lost
+    assert "and 16 more on the tape" in lost
