@@ -66,7 +66,7 @@ def effect(kind: type) -> str | None:
     own = (kind.__doc__ or "").split("\n\n")
     for sentence in _sentences([*own, *(paragraphs if len(siblings) == 1 else paragraphs[:1])]):
         if _MOVES.search(sentence):
-            return sentence
+            return sentence.rstrip(";")
     return None
 
 
