@@ -16,12 +16,6 @@ from isentrope.control.stages import Intervention, stages_of
 PRESET = "control-check"
 """The preset that the recipes run on: the embedded model, four updates per generation batch, each batch used twice."""
 
-_RAISES = r"raises?|lowers?|holds?|pushes|pulls?|damps?|moves?|increases?|decreases?|preserves?"
-_MOVES = re.compile(
-    rf"\b(?:{_RAISES})(?:\s+\w+){{0,2}}\s+entrop(?:y|ies)\b"
-    r"|\bentrop(?:y|ies)\b(?:\s+\w+){0,3}?\s+(?:rises?|falls?|up|down|meets?)\b",
-    re.IGNORECASE,
-)
 _INFERRED = re.compile(r"\(inferred\b|\binferred\)", re.IGNORECASE)
 
 
@@ -53,21 +47,6 @@ def cost(link: Intervention) -> dict[str, Any]:
         "generated": "; ".join(item for item in generated if item != "none") or None,
         "text": "; ".join(words) or "none: no forward, no generated token",
     }
-
-
-def effect(kind: type) -> str | None:
-    """The first sentence of the class's docstring, else of its module's, that says how entropy moves; None where none does.
-
-    Of a module that holds several interventions only the first paragraph is read: it speaks of all of them.
-    """
-    module = sys.modules[kind.__module__]
-    siblings = [value for value in vars(module).values() if isinstance(value, type) and "name" in value.__dict__ and value.__module__ == kind.__module__]
-    paragraphs = (module.__doc__ or "").split("\n\n")
-    own = (kind.__doc__ or "").split("\n\n")
-    for sentence in _sentences([*own, *(paragraphs if len(siblings) == 1 else paragraphs[:1])]):
-        if _MOVES.search(sentence):
-            return sentence.rstrip(";")
-    return None
 
 
 def inferred(kind: type) -> list[str]:

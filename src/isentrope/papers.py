@@ -10,13 +10,13 @@ from typing import Any
 
 from isentrope.control.registry import registry
 from isentrope.control.stages import Intervention, stages_of
-from isentrope.entry import PRESET, cost, effect, inferred, recipe, shown, verified, vllm
+from isentrope.entry import PRESET, cost, inferred, recipe, shown, verified, vllm
 from isentrope.ranges import ranges
 
 STANDARD = "standard, of no paper of the collection"
 """The title of a row that is one intervention of `control/standard.py`; its slug is the intervention's name."""
 NOTHING = "nothing beyond log-probs"
-UNTOLD = "its docstring does not say"
+UNTOLD = "not told"
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def catalogue() -> list[dict[str, Any]]:
 
     Of every intervention: name, slug, title, status, module, summary, stages, source, parameters with defaults, ranges (what the class
     accepts with the others at their defaults), variants, signals that it needs, options that it replaces, cost, how it fares with vLLM
-    rollouts, what it was verified against, what of it is inferred, its effect on entropy in its docstring's words (or None), and a recipe.
+    rollouts, what it was verified against, what of it is inferred, its effect on entropy in a sentence, and a recipe.
     """
     rows = json.loads(files("isentrope").joinpath("assets", "catalogue.json").read_text(encoding="utf-8"))
     by_slug: dict[str | None, list[dict[str, Any]]] = {}
@@ -59,7 +59,7 @@ def _intervention(name: str, cls: type[Intervention], titles: Mapping[str, str])
         "vllm": vllm(example),
         "verified": verified(cls.slug, marked),
         "inferred": marked,
-        "effect": effect(cls),
+        "effect": cls.effect,
         "recipe": shown(recipe(example)),
     }
 

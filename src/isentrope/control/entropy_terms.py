@@ -54,6 +54,7 @@ class EntropyBonus(Intervention):
 
     name = "entropy-bonus"
     source = "Williams and Peng 1991; TRL 1.16 entropy_coef, use_adaptive_entropy (after Skywork-OR1, arXiv 2505.22312)"
+    effect = "Raises entropy; a negative coefficient lowers it."
     replaces = frozenset({"entropy_coef", "use_adaptive_entropy"})
 
     coef: float = 0.001
@@ -159,6 +160,7 @@ class EntropyBand(Intervention):
 
     name = "entropy-band"
     source = "hinge as in EPO, arXiv 2509.22576, Eq. 3, with a gradient (its released code has none)"
+    effect = "Holds entropy between two edges."
     replaces = frozenset({"entropy_coef", "use_adaptive_entropy"})
 
     low: float | None = 0.2

@@ -45,7 +45,12 @@ def _one(spec: str | Mapping[str, Any] | Intervention) -> Intervention:
     for key in given:
         if key not in parameters:
             raise ValueError(f"control: {name} has no parameter {key!r}.{_nearest(key, parameters)} It takes: {', '.join(parameters) or 'none'}.")
-    return known[name](**given)
+    return known[name](**{key: _frozen(value) for key, value in given.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """YAML's lists as tuples: an intervention can be hashed."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _nearest(word: str, known) -> str:

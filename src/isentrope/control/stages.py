@@ -30,6 +30,7 @@ class Intervention:
     """Base of every intervention: identity and the defaults of what is declared. Subclasses are frozen dataclasses.
 
     name: the registry key (`clip-cov`). slug: the paper's sheet. source: paper, equation, code.
+    effect: on entropy, in one sentence.
     replaces: options of the trainer that mean the same and are refused together with it.
     opposes: names of interventions that undo this one; chaining both warns.
     expected_failures: contract check -> reason, strict (one that passes is a failure).
@@ -38,6 +39,7 @@ class Intervention:
     name: ClassVar[str]
     slug: ClassVar[str | None] = None
     source: ClassVar[str] = ""
+    effect: ClassVar[str] = ""
     replaces: ClassVar[frozenset[str]] = frozenset()
     opposes: ClassVar[frozenset[str]] = frozenset()
 

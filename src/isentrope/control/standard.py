@@ -42,6 +42,7 @@ class ClipHigher(Intervention):
 
     name = "clip-higher"
     source = "DAPO, arXiv 2503.14476, Eq. 10"
+    effect = "Keeps entropy up: unlikely tokens of good responses may grow further."
     replaces = frozenset({"epsilon", "epsilon_high"})
 
     high: float | None = 0.28  # the window is [1 - low, 1 + high]; None leaves that side as the objective has it
@@ -81,6 +82,7 @@ class DualClip(Intervention):
 
     name = "dual-clip"
     source = "Ye et al. 2020, Mastering Complex Control in MOBA Games, arXiv 1912.09729, Eq. 5; verl clip_ratio_c"
+    effect = "Bounds how far wrong answers that became likelier can move entropy."
     replaces = frozenset({"delta"})
 
     cap: float | None = 3.0
@@ -121,6 +123,7 @@ class Overlong(Intervention):
 
     name = "overlong"
     source = "DAPO, arXiv 2503.14476, Eq. 13; verl reward_manager/dapo.py"
+    effect = "None of its own: long responses are paid less."
     replaces = frozenset({"mask_truncated_completions"})
 
     limit: int | Literal["cut", "longest"] = "cut"
@@ -171,6 +174,7 @@ class DynamicSampling(Intervention):
 
     name = "dynamic-sampling"
     source = "DAPO, arXiv 2503.14476, Eq. 11; verl algorithm.filter_groups"
+    effect = "None of its own: an update holds more groups that teach something."
 
     rounds: int = 3
     spread: float = 0.0  # groups whose rewards span at most this are dropped; -1 drops none
@@ -212,6 +216,7 @@ class ReferenceKL(Intervention):
 
     name = "reference-kl"
     source = "Schulman, Approximating KL divergence, joschu.net/blog/kl-approx.html; sheet grpo-family, section 6"
+    effect = "Holds entropy near that of the reference."
 
     coef: float = 0.001
     estimator: Literal["k1", "k2", "k3"] = "k2"

@@ -74,6 +74,7 @@ class AemAgentic(Intervention):
     name = "aem-agentic"
     slug = "aem-agentic"
     source = "AEM: Adaptive Entropy Modulation, arXiv 2605.00425, by a reading of v1; no code found"
+    effect = "Raises entropy while failures prevail, lowers it once successes do."
     opposes = frozenset({"aepo-agentic"})
 
     strength: float = 1.0

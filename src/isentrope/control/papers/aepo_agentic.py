@@ -63,6 +63,7 @@ class AepoAgentic(Intervention):
     name = "aepo-agentic"
     slug = "aepo-agentic"
     source = "Agentic Entropy-Balanced Policy Optimization, arXiv 2510.14545; RUC-NLPIR/ARPO core_algos.py (public fork)"
+    effect = "Raises entropy: uncertain tokens count more, and keep a gradient where the clip would take it."
     opposes = frozenset({"empg", "aem-agentic"})
 
     alpha: float = 0.2  # per standard deviation of the entropy (code)

@@ -128,6 +128,7 @@ class AepoArbitrary(Intervention):
     name = "aepo-arbitrary"
     slug = "aepo-arbitrary"
     source = "Arbitrary Entropy Policy Optimization, arXiv 2510.08141; 597358816/AEPO ray_trainer.py, core_algos.py"
+    effect = "Brings entropy to a target."
 
     target: float = 0.5  # nats
     hot: float = 1.2

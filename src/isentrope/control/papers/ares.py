@@ -128,6 +128,7 @@ class Ares(Intervention):
     name = "ares"
     slug = "ares"
     source = "ARES: Difficulty-Aware Token-Level Entropy Shaping, arXiv 2510.08457, section 3, Alg. 1; shawn0728/ARES aepo.py (Apache-2.0)"
+    effect = "Windows of high entropy are paid on hard prompts and charged on easy ones."
 
     coef: float = 1.0  # 0 switches it off
     width: int = 4  # tokens of a window

@@ -95,6 +95,7 @@ class Canon(Intervention):
     name = "canon"
     slug = "canon"
     source = "CANON, arXiv 2509.23962, Eq. 1-9; biuboomc/CANON core_algos.py (dr_entropy_token_budget, dr_length_on_mean, cosine)"
+    effect = "Up or down by `inter`: across the halves the better one is preferred whatever its entropy."
 
     inter: float = 1.0
     alpha: float = 1.0

@@ -97,6 +97,7 @@ class ClipCov(Intervention):
     name = "clip-cov"
     slug = "clip-cov"
     source = f"{_SOURCE}, Eq. 10-12; {_CODE} (loss mode clip_cov)"
+    effect = "Slows the fall of entropy: some of the tokens that lower it most leave the loss."
 
     ratio: float = 2e-4  # share of the valid tokens that lose their gradient (section 4)
     low: float = 1.0  # window of C_t
@@ -144,6 +145,7 @@ class KLCov(Intervention):
     name = "kl-cov"
     slug = "clip-cov"
     source = f"{_SOURCE}, Eq. 13-14; {_CODE} (loss mode kl_cov)"
+    effect = "Slows the fall of entropy: the tokens that lower it most are held by a KL."
 
     ratio: float = 2e-3  # share of the valid tokens: 2e-3 for 7B, 2e-4 for 32B (section 4)
     beta: float = 1.0  # per nat of absolute log-ratio

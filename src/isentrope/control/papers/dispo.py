@@ -57,6 +57,7 @@ class Dispo(Intervention):
     name = "dispo"
     slug = "dispo"
     source = "DISPO: Enhancing Training Efficiency and Stability in RL for LLM Mathematical Reasoning, arXiv 2602.00983; no code found"
+    effect = "Raises entropy as the window of right answers opens above 1; the other regimes as they are set."
 
     right_low: float = 0.2  # windows [0.8, 11] and [0, 101]
     right_high: float = 10.0

@@ -50,6 +50,7 @@ class Earl(Intervention):
     name = "earl"
     slug = "earl"
     source = "EARL: Entropy-Aware RL Alignment of LLMs for Reliable RTL Code Generation, arXiv 2511.12033; (inferred) but for the threshold"
+    effect = "Certain tokens are not trained; the kept ones share the divisor, so an update can move entropy faster."
 
     share: float = 0.2
     least: float = 0.0  # nats

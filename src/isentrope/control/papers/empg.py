@@ -108,6 +108,7 @@ class Empg(Intervention):
     name = "empg"
     slug = "empg"
     source = "EMPG, arXiv 2509.09265, Eq. 7-12 by the pseudo-code of its project page; no repository"
+    effect = "Either way: certain steps count more."
     opposes = frozenset({"aepo-agentic"})
 
     sharpness: float = 1.0

@@ -135,6 +135,7 @@ class Empo(Intervention):
     name = "empo"
     slug = "empo"
     source = "Right Question is Already Half the Answer (EMPO), arXiv 2504.05812; QingyangZhang/EMPO rewards.py, compute_metrics.py (Apache-2.0)"
+    effect = "Lowers the entropy of the answers: agreement is paid."
 
     form: Form = "collision"
     low: float = 0.0  # nats

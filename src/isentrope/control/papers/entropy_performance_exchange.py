@@ -105,6 +105,7 @@ class PerplexityShaping(Intervention):
     name = "perplexity-shaping"
     slug = "entropy-performance-exchange"
     source = _SOURCE
+    effect = "Either way: responses that the policy finds likely count more."
     opposes = frozenset({"arm"})
 
     alpha: float = 0.1
@@ -151,6 +152,7 @@ class PositionShaping(Intervention):
     name = "position-shaping"
     slug = "entropy-performance-exchange"
     source = _SOURCE
+    effect = "Either way: late tokens count more."
 
     gamma: float = 0.1
     slope: float = 4.0

@@ -55,6 +55,7 @@ class ForkingTokens(Intervention):
     name = "forking-tokens"
     slug = "forking-tokens"
     source = "Wang et al., Beyond the 80/20 Rule, arXiv 2506.01939, Eq. 6; huggingface/trl grpo_trainer.py (top_entropy_quantile)"
+    effect = "Certain tokens are not trained; the kept ones share the divisor, so an update can move entropy faster."
     replaces = frozenset({"top_entropy_quantile"})
 
     share: float = 0.2  # kept share of the tokens; 0.1 to 0.5 are nearly the same (section 5)

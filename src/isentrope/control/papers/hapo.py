@@ -156,6 +156,7 @@ class Hapo(Intervention):
     name = "hapo"
     slug = "hapo"
     source = "From Uniform to Heterogeneous (HAPO), arXiv 2509.16591; starriver030515/HAPO core_algos.py, ray_trainer.py, sampler.py"
+    effect = "Raises entropy where it is high (hotter, wider clip) and lowers it where it is low."
 
     pivot: float = 0.8
     tau: float = 0.05

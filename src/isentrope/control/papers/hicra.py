@@ -99,6 +99,7 @@ class Hicra(Intervention):
     name = "hicra"
     slug = "hicra"
     source = "Emergent Hierarchical Reasoning in LLMs through Reinforcement Learning, arXiv 2509.03646, section 3; no training code published"
+    effect = "Either way: planning tokens are pushed further; likely ones lower entropy, rare ones raise it."
 
     alpha: float = 0.2  # 0.1 to 0.5 are sensible; below 1 no sign changes
     grams: Grams = ()  # token ids, see gram_ids

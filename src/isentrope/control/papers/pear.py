@@ -83,6 +83,7 @@ class Pear(Intervention):
     name = "pear"
     slug = "pear"
     source = "Phase Entropy Aware Reward for Efficient Reasoning, arXiv 2510.08026, Eq. 5-8 (ICLR 2026); iNLP-Lab/PEAR README"
+    effect = "Lowers the entropy of the thinking towards that of the answer."
 
     alpha: float = 1.0  # weight of the answer's entropy; 0.5 to 1.5 recommended
     coef: float = 1.0  # reward per nat; 0 switches it off

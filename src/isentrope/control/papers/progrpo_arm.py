@@ -69,6 +69,7 @@ class Arm(Intervention):
     name = "arm"
     slug = "progrpo-arm"
     source = "Back to Basics (ProGRPO), arXiv 2602.05281, the advantage re-weighting mechanism; no code found"
+    effect = "Slows the fall of entropy: responses without doubt gain less."
     opposes = frozenset({"perplexity-shaping"})
 
     alpha: float = 0.3

@@ -147,6 +147,7 @@ class ClipB(_TokenFilter):
 
     name = "clip-b"
     source = f"{_SOURCE}, Clip_B; agentscope-ai/Trinity-RFT clipb_advantage.py (Apache-2.0)"
+    effect = "Slows the fall of entropy, or raises it: tokens of wrong answers whose penalty lowers it most leave the loss."
 
     mu: float = 2.5  # deviations below the mean (released example)
     scope: Scope = "update"
@@ -184,6 +185,7 @@ class ClipV(_TokenFilter):
 
     name = "clip-v"
     source = f"{_SOURCE}, Clip_V; agentscope-ai/Trinity-RFT clipv_advantage.py, clipv_dp_actor.py (Apache-2.0)"
+    effect = "Slows the fall of entropy, or raises it: the tokens that move it furthest leave the loss."
 
     mu: float = 8.5  # deviations of N - S (released example)
     max_share: float = 1e-4  # of the valid tokens, but at least one token

@@ -76,6 +76,7 @@ class Siren(Intervention):
     name = "siren"
     slug = "siren"
     source = "Rethinking Entropy Regularization in Large Reasoning Models, arXiv 2509.25133; Linn3a/siren dp_actor.py, ray_trainer.py"
+    effect = "Holds the entropy of the uncertain positions near its value before training."
     replaces = frozenset({"entropy_coef", "use_adaptive_entropy"})
 
     beta: float = 0.005

@@ -53,6 +53,7 @@ class Spine(Intervention):
     name = "spine"
     slug = "spine"
     source = "SPINE: Token-Selective Test-Time RL with Entropy-Band Regularization, arXiv 2511.17938 (v1, by secondary sheets)"
+    effect = "Holds the entropy of uncertain tokens inside a band."
 
     share: float = 0.2
     band_coef: float = 0.01

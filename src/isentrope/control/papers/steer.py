@@ -121,6 +121,7 @@ class Steer(Intervention):
     name = "steer"
     slug = "steer"
     source = "Rethinking Entropy Interventions in RLVR: An Entropy Change Perspective, arXiv 2510.10150; zz-haooo/STEER core_algos.py"
+    effect = "Steadies entropy: what would move it most, up or down, weighs less."
 
     low: float = 0.8  # weight of the token that moves the entropy most (released scripts); 0.5 to 0.95 are sensible
     high: float = _HIGH  # linear form only: weight of the token that moves it least

@@ -68,6 +68,7 @@ class WeightedGrpo(Intervention):
     name = "weighted-grpo"
     slug = "weighted-grpo"
     source = "Beyond Variance, arXiv 2602.03452; abstract and a third-party note, no code found"
+    effect = "Raises entropy where successes are rare, for these count more."
 
     success: float = 2.0
     failure: float = 2.0
