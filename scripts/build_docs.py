@@ -29,7 +29,7 @@ def configuration() -> str:
 
 def interventions() -> str:
     lines = ["# Interventions", "", "Generated from the registry; `isentrope papers --json` gives the same.", ""]
-    done = [row for row in catalogue() if row["status"] == "done"]
+    done = [row for row in catalogue() if row["interventions"]]
     for row in done:
         page = "standard" if row["title"] == STANDARD else row["slug"]
         lines += [f"## {row['slug']}", "", f"*{row['title']}* ([formulas, ranges and the recipe that runs it](papers/{page}.md))", ""]

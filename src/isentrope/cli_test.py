@@ -199,7 +199,7 @@ def test_papers_as_json_holds_every_paper_and_every_intervention(run):
     assert len({row["slug"] for row in rows}) == len(rows) >= 130
     named = {item["name"] for row in rows for item in row["interventions"]}
     assert named == set(registry())
-    assert all((row["status"] == "done") == bool(row["interventions"]) for row in rows)
+    assert all((row["status"] == "done") == bool(row["interventions"] or row["evaluated"]) for row in rows)
 
 
 def test_one_paper_for_people_and_for_machines(run):
@@ -208,7 +208,8 @@ def test_one_paper_for_people_and_for_machines(run):
         assert words in out
     rows = json.loads(run("papers", "kl-cov", "--json")[1])
     assert [row["slug"] for row in rows] == ["clip-cov"]
-    assert "planned" in run("papers", "invisible-leash")[1]
+    assert "planned" in run("papers", "cure")[1]
+    assert "joins every evaluation" in run("papers", "invisible-leash")[1]
 
 
 def test_interventions_of_no_paper_have_a_block_of_their_own(run):

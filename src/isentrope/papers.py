@@ -17,6 +17,11 @@ STANDARD = "standard, of no paper of the collection"
 """The title of a row that is one intervention of `control/standard.py`; its slug is the intervention's name."""
 NOTHING = "nothing beyond log-probs"
 UNTOLD = "not told"
+EVALUATED = {
+    "invisible-leash": "isentrope.measure.answers.support; `support.*` in a run's summary.json, and its report",
+    "safe-rl-reasoning": "isentrope.train.shift; the entropy profile by context in a run's report",
+}
+"""Papers whose part here is no intervention but joins every evaluation: slug -> where it stands."""
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -33,7 +38,13 @@ def catalogue() -> list[dict[str, Any]]:
         by_slug.setdefault(cls.slug or name, []).append(_intervention(name, cls, titles))
     known = {row["slug"] for row in rows}
     rows += [{"slug": slug, "title": STANDARD, "room": "control"} for slug in by_slug if slug not in known]
-    return [{**row, "status": "done" if row["slug"] in by_slug else "planned", "interventions": by_slug.get(row["slug"], [])} for row in rows]
+    return [
+        {
+            **row, "status": "done" if row["slug"] in by_slug or row["slug"] in EVALUATED else "planned",
+            "interventions": by_slug.get(row["slug"], []), "evaluated": EVALUATED.get(row["slug"]),
+        }
+        for row in rows
+    ]  # fmt: skip
 
 
 def _intervention(name: str, cls: type[Intervention], titles: Mapping[str, str]) -> dict[str, Any]:
@@ -84,6 +95,7 @@ def listing(rows: list[dict[str, Any]]) -> str:
 def describe(row: dict[str, Any]) -> str:
     """A paper for people."""
     lines = [f"{row['slug']}  ({row['status']})", f"  {row['title']}", f"  room: {row['room']}"]
+    lines += [f"  joins every evaluation: {row['evaluated']}"] if row["evaluated"] else []
     for item in row["interventions"]:
         parameters = ", ".join(f"{key}={value!r} ({item['ranges'][key]['text']})" for key, value in item["parameters"].items())
         lines += [
@@ -110,7 +122,7 @@ def _differences(module: str) -> str:
 
 def pages() -> dict[str, str]:
     """File name -> text: a page for every paper that is done, `standard.md` for what has none, `index.md` for all of them."""
-    done = [row for row in catalogue() if row["status"] == "done"]
+    done = [row for row in catalogue() if row["interventions"]]
     papers, standard = ([row for row in done if (row["title"] == STANDARD) == own] for own in (False, True))
     listed = [f"- [{row['slug']}]({row['slug']}.md): {row['title']}" for row in papers]
     index = ["# Paper by paper", "", "A page per paper that is done, with the recipe that runs it. At a glance: [Interventions](../interventions.md).", ""]
