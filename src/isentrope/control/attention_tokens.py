@@ -13,7 +13,7 @@ Of arXiv 2605.07660 ("Not All Tokens Learn Alike") only the abstract, the outlin
 divided by the log of the visible length, that one middle layer is read, that subsets of 20 % are compared, and that a soft weight moves from low to
 high entropy. Row, mean over heads, ranks, both weights and their constants are (inferred).
 
-Pure functions, and not yet an intervention: signals are functions of one position's logits, and no host hands attention to a stage.
+The intervention is `control.papers.attention_entropy_tokens`.
 """
 
 from typing import Literal

@@ -7,8 +7,8 @@
 Two token losses through one output head have gradients whose inner product is <delta, delta'> <x, x'>: only the part of x' inside the span of the right
 answers' states can interfere with them, and e measures the part outside.
 
-The states are the caller's: of the position before the token, entering the last block (no final norm), detached. No signal carries them yet, so
-the intervention `resrl` is not registered; this is its formula, held against the recorded cases. The release draws a random subspace (randomised PCA
+The states are the caller's: of the position before the token, entering the last block (no final norm), detached; the intervention is
+`control.papers.resrl`. The release draws a random subspace (randomised PCA
 with exactly k directions), which depends on the draw where no gap follows the k-th singular value; here the singular vectors are exact. It groups inside
 a micro-batch, whose rows the trainer has usually scattered; here rows are grouped wherever they stand.
 Source: ResRL, arXiv 2605.00380; 1229095296/ResRL dp_actor.py, naive.py (Apache-2.0).

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from isentrope.control.objectives import Bounds
+from isentrope.control.requests import Request
 from isentrope.measure.tokens import Signal
 
 Scope = Literal["sequence", "group", "update", "rollout", "ema", "micro-batch"]
@@ -28,10 +29,17 @@ ORIGINS = ("policy", "branch", "replay", "offline")
 
 @dataclass(frozen=True)
 class Need:
-    """A signal that a stage reads, and of which policy: "old" (the behaviour policy, scored once per rollout) or "current"."""
+    """A signal that a stage reads, and of which policy: "old" (the behaviour policy, scored once per rollout) or "current".
+
+    Raises ValueError for a request of the network's inside (`control.requests`) from the current policy.
+    """
 
     signal: Signal
     policy: Literal["old", "current"] = "current"
+
+    def __post_init__(self):
+        if isinstance(self.signal, Request) and self.policy != "old":
+            raise ValueError(f"Need: {self.signal!r} is scored once per rollout. Got policy={self.policy!r}. Write policy='old'.")
 
     @property
     def key(self) -> str:
@@ -301,12 +309,12 @@ def _join(name: str, values: list[Tensor], width: int) -> Tensor:
         values = [value.expand(-1, width) if value.shape[1] == 1 else value for value in values]
     elif name in ("reward_parts", "advantage"):
         return torch.cat(values)
-    return torch.cat([pad_width(value, width) if value.ndim == 2 else value for value in values])
+    return torch.cat([pad_width(value, width) if value.ndim > 1 else value for value in values])
 
 
 def pad_width(value: Tensor, width: int) -> Tensor:
-    """[response, token] padded on the right to `width` with 0 (False)."""
-    return torch.nn.functional.pad(value, (0, width - value.shape[1]))
+    """[response, token] or [response, token, d] padded on the right to `width` tokens with 0 (False)."""
+    return torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, width - value.shape[1]))
 
 
 def join_steps(parts: list[Step]) -> Step:

@@ -8,7 +8,7 @@ A query counts when its token is no padding (by the model's 2-D `attention_mask`
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,11 +110,12 @@ class AttentionRecord:
 
 
 @contextmanager
-def record_attention(model: Any, *, per_query: bool = False, sinkless: bool = False) -> Iterator[AttentionRecord]:
+def record_attention(model: Any, *, per_query: bool = False, sinkless: bool = False, layers: Collection[int] | None = None) -> Iterator[AttentionRecord]:
     """Records the attention entropy of every layer and head of a transformers model for as long as the block lasts.
 
     per_query   keeps every row as well (`rows`): as much memory as the attention output has in one head dimension.
     sinkless    a second pass for the rows without the first visible position, the usual attention sink.
+    layers      only these, by the `layer_idx` that transformers gives the attention module; the others cost nothing.
 
     Any model of transformers 5 that dispatches its attention through `AttentionInterface`, loaded with attn_implementation "sdpa" or
     "eager": softcap (Gemma 2), sliding windows (Gemma 3, Mistral) and sink logits (gpt-oss: an outcome beside the keys) included. Entropies are of
@@ -136,7 +137,7 @@ def record_attention(model: Any, *, per_query: bool = False, sinkless: bool = Fa
     handles = [model.register_forward_pre_hook(padding.note, with_kwargs=True), model.register_forward_hook(padding.forget, always_call=True)]
     try:
         for was, name in names.items():
-            AttentionInterface.register(name, _recording(was, record, padding, per_query, sinkless))
+            AttentionInterface.register(name, _recording(was, record, padding, per_query, sinkless, layers))
             AttentionMaskInterface.register(name, AttentionMaskInterface()[was])
         for config, was in before:
             config._attn_implementation_internal = names[was]
@@ -191,12 +192,13 @@ class _Padding:
         return self.mask[:, -queries:].to(query.device) != 0
 
 
-def _recording(was: str, record: AttentionRecord, padding: _Padding, per_query: bool, sinkless: bool) -> Callable[..., Any]:
+def _recording(was: str, record: AttentionRecord, padding: _Padding, per_query: bool, sinkless: bool, layers: Collection[int] | None) -> Callable[..., Any]:
     """An attention function for the interface: notes the entropies, then does what the model did before."""
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            record._add(module, *_rows(was, module, query, key, attention_mask, padding.counts(query), sinkless, kwargs), keep=per_query)
+        if layers is None or module.layer_idx in layers:
+            with torch.no_grad():
+                record._add(module, *_rows(was, module, query, key, attention_mask, padding.counts(query), sinkless, kwargs), keep=per_query)
         return _own(was, module)(module, query, key, value, attention_mask, **kwargs)
 
     return attend

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from isentrope.control.objectives import Objective
+from isentrope.control.requests import AttentionEntropy, Request
 from isentrope.control.stages import (
     Advantage,
     Chain,
@@ -62,20 +63,22 @@ class World:
 
     def scored(self, needs: Sequence[Need]) -> "World":
         """With the log-probs of the old and reference policy and the "old." signals that `needs` declare, detached."""
-        wanted = [need.signal for need in needs if need.policy == "old"]
+        declared = [need.signal for need in needs if need.policy == "old"]
+        wanted = [signal for signal in declared if not isinstance(signal, Request)]
         ids = self.rollouts.completion_ids
         mask = self.rollouts.trained_mask
         with torch.no_grad():
             old = token_signals_from_logits(self.old, ids, [LogProb(grad=False), *wanted])
             ref = token_signals_from_logits(self.ref, ids, [LogProb(grad=False)])
-        padded = {key: torch.where(mask, value, self.padding) for key, value in old.items()}
+        inside = {signal.key: _inside(signal, self.old) for signal in declared if isinstance(signal, Request)}
+        padded = {key: torch.where(mask if value.ndim == 2 else mask[..., None], value, self.padding) for key, value in (old | inside).items()}
         rollouts = replace(
             self.rollouts,
             old_log_probs=padded["log_prob"],
             sampling_log_probs=padded["log_prob"],
             ref_log_probs=torch.where(mask, ref["log_prob"], self.padding),
             sampling_temperature=torch.where(mask, self.rollouts.sampling_temperature, self.padding),
-            signals={f"old.{signal.key}": padded[signal.key] for signal in wanted},
+            signals={f"old.{signal.key}": padded[signal.key] for signal in declared},
         )
         return replace(self, rollouts=rollouts)
 
@@ -93,6 +96,7 @@ class World:
         counts = mask if advantage.shape == mask.shape else mask.any(-1, keepdim=True)
         rollouts = replace(
             rollouts,
+            signals={key: value for key, value in rollouts.signals.items() if value.ndim == 2},  # as a host: states stay on the rollout clock
             advantage=torch.where(counts, advantage, self.padding),
             old_log_probs=torch.where(mask, rollouts.old_log_probs, self.padding),
             ref_log_probs=torch.where(mask, rollouts.ref_log_probs, self.padding),
@@ -119,6 +123,11 @@ class World:
             known = {"row_id": first, "group": torch.full_like(first, int(group)), "origin": torch.full_like(first, ORIGINS.index("branch"))}
             parts.append(replace(part, rollouts=replace(part.rollouts, **known, advantage=torch.zeros(request.samples, 1, dtype=self.old.dtype))))
         return join_worlds(parts)
+
+
+def _inside(request: Request, logits: Float[Tensor, "response token vocab"]) -> Tensor:
+    """What stands for the network's inside: hidden states are the logits themselves, attention entropies a fraction read off one of them."""
+    return torch.sigmoid(logits[..., 0]) if isinstance(request, AttentionEntropy) else logits
 
 
 def _asks_log_prob(needs: Sequence[Need]) -> bool:

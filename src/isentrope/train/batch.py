@@ -117,7 +117,7 @@ def _common_width(accelerator: Accelerator, width: int) -> int:
 
 
 def _gather(accelerator: Accelerator, value: Tensor, width: int | None) -> Tensor:
-    if value.ndim == 2 and width is not None:
+    if value.ndim > 1 and width is not None:
         value = pad_width(value, width)
     if value.dtype == torch.bool:
         return accelerator.gather(value.to(torch.uint8).contiguous()).bool()

@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from isentrope.control.requests import Request
 from isentrope.measure.tokens import Signal, token_signals
+from isentrope.train.inside import fulfilled, watching
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class SignalRequest:
     target: Int[Tensor, "response token"]
     mask: Bool[Tensor, "response token"]
     precise: bool = False
+    requests: tuple[Request, ...] = ()  # of the network's inside
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ def attach_head(model: PreTrainedModel, temperature: float) -> None:
         if signal_request is None:
             return before(*args, **kwargs)
         kwargs["use_cache"] = False
-        hidden = self.base_model(*args, **kwargs).last_hidden_state
-        return _signals(hidden, self.get_output_embeddings(), signal_request, temperature, scale)
+        with watching(self.base_model, signal_request.requests, kwargs) as rows:
+            output = self.base_model(*args, **kwargs)
+        found = _signals(output.last_hidden_state, self.get_output_embeddings(), signal_request, temperature, scale)
+        return found | fulfilled(signal_request.requests, self.base_model, output, rows, signal_request.mask)
 
     model.forward = types.MethodType(forward, model)
 
@@ -97,7 +102,9 @@ def completion_signals(
     signals: Sequence[Signal],
     *,
     precise: bool = False,
-) -> dict[str, Float[Tensor, "response token"]]:
+) -> dict[str, Float[Tensor, "response token ..."]]:
     """Signals of the completion (the last `mask.shape[1]` positions) under `model`, whose head `attach_head` has prepared."""
-    request = SignalRequest(tuple(signals), input_ids[:, -mask.shape[1] :], mask, precise)
+    asked = tuple(signal for signal in signals if isinstance(signal, Request))
+    told = tuple(signal for signal in signals if not isinstance(signal, Request))
+    request = SignalRequest(told, input_ids[:, -mask.shape[1] :], mask, precise, asked)
     return model(input_ids=input_ids, attention_mask=attention_mask, signal_request=request)

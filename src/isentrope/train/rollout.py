@@ -86,7 +86,7 @@ class RolloutStages:
         if edits:
             counted = local.trained_mask.sum()
             output["num_items_in_batch"] = trainer.accelerator.gather(counted).sum()
-        return local, output
+        return replace(local, signals={key: value for key, value in local.signals.items() if value.ndim == 2}), output  # states stay on this clock
 
     # --- score
 

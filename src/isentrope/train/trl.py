@@ -24,6 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from isentrope.control.objectives import Objective
+from isentrope.control.requests import Request
 from isentrope.control.stages import (
     Chain,
     ChainStats,
@@ -127,7 +128,7 @@ class IsentropeTrainer(GRPOTrainer):
         self._temperatures: list[Tensor] = []
         self._scored: dict[str, Any] = {}
         wanted = [need.signal for need in chain.needs] + list(recorder.signals if recorder else ())
-        self.signals = _signals(wanted)
+        self.signals = _signals([signal for signal in wanted if not isinstance(signal, Request)])
         self.own_head = bool(wanted)
         if self.own_head:
             base = self.accelerator.unwrap_model(self.model)
