@@ -122,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     papers.add_argument("--json", action="store_true")
     papers.set_defaults(run=_papers)
 
+    reproduce = commands.add_parser("reproduce", help="one paper's central claim, run small: confirmed, partly, refuted, or out of reach here")
+    reproduce.add_argument("slugs", nargs="*", metavar="SLUG", help="papers, as `isentrope papers` names them")
+    reproduce.add_argument("--all", action="store_true", help="every paper that has an experiment; what is done already is not run again")
+    reproduce.add_argument("--out", metavar="DIR", default="runs/reproduce", help="where results and pages go (default: runs/reproduce)")
+    reproduce.add_argument("--seeds", type=int, metavar="N", help="repetitions (default: what the claim says)")
+    reproduce.add_argument("--table", metavar="FILE", help="write the table of all results as Markdown")
+    reproduce.set_defaults(run=_reproduce)
+
     tasks = commands.add_parser("tasks", help="tasks that can be trained on")
     tasks.set_defaults(run=_tasks)
 
@@ -318,6 +326,27 @@ def _papers(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     print(listing(rows))
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    if options.all == bool(options.slugs):
+        raise UserError("reproduce: name papers (`isentrope reproduce siren`) or ask for --all, not both.")
+    from isentrope.files import write_text_atomic
+    from isentrope.lab.reproduce import reproduce, table
+    from isentrope.progress import Progress
+    from isentrope.report.page import plotly
+
+    plotly()  # a missing package is told before the work
+    results = reproduce(None if options.all else options.slugs, Path(options.out), seeds=options.seeds, watcher=Progress())
+    for slug, result in results.items():
+        print(f"\n{slug}: {result['verdict']}\n  {result['claim']['sentence']}")
+        for item in result["measured"]:
+            print(f"  {item['what']}: {item['text']}")
+        print(f"  {Path(options.out) / slug / 'report.html'}")
+    if options.table is not None:
+        write_text_atomic(Path(options.table), table(results))
+        print(f"\n{options.table}")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Experiments: a paper's claim made small, methods compared against their placebos."""

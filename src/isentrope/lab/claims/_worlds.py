@@ -1,0 +1,28 @@
+"""Tabular tasks that several claims share; everything in them follows from the seed."""
+
+import torch
+
+from isentrope.lab.tabular import Task, task
+
+
+def two_modes(seed: int, *, prompts: int = 8, prior: float = 0.9) -> Task:
+    """Answers of two tokens out of five: two of the first tokens are right (whatever follows), the first with `prior` of their probability.
+
+    Every prompt has the same odds, right together at 0.3, with its own noise in what follows.
+    """
+    world = task(lambda _, ids: (ids[:, 0] < 2).double(), seed, prompts=prompts, length=2, vocab=5, sharpness=0.7)
+    odds = torch.tensor([0.3 * prior, 0.3 * (1 - prior), 0.3, 0.25, 0.15], dtype=torch.float64).log()
+    own = world.own.clone()
+    own[:, 0, 0] = odds
+    return Task(world.shared, own, world.pay)
+
+
+def forks(seed: int, *, prompts: int = 8, sharing: float = 0.0) -> Task:
+    """Answers of six tokens out of four, of which two decide and four are syntax: nearly forced by what stands before, and not paid for."""
+    generator = torch.Generator().manual_seed(31 * seed + 5)
+    gold = torch.randint(4, (prompts, 2), generator=generator)
+
+    def pay(prompt, ids):
+        return (ids[:, [1, 4]] == gold[prompt]).all(-1).double()
+
+    return task(pay, seed, prompts=prompts, length=6, vocab=4, sharpness=0.8, forced=(0, 2, 3, 5), sharing=sharing)

@@ -1,0 +1,114 @@
+"""The tabular world against enumeration, sampling and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from isentrope.control.objectives import Objective
+from isentrope.control.registry import registry
+from isentrope.control.stages import Chain, Sample
+from isentrope.control.step import Progress, RowRng
+from isentrope.lab import tabular
+from isentrope.lab.bench import at_reward, smoothed
+from isentrope.lab.tabular import Settings, Task, exact, live, responses, task, train
+
+
+def last_is_one(prompt, ids):
+    return (ids[:, -1] == 1).double()
+
+
+def uniform(length: int = 3, vocab: int = 4, end: int | None = None) -> Task:
+    zeros = torch.zeros(length, vocab, vocab, dtype=torch.float64)
+    return Task(zeros, zeros.expand(2, -1, -1, -1).clone(), last_is_one, end)
+
+
+def test_the_uniform_policy_in_closed_form():
+    found = exact(uniform())
+    assert found.reward == pytest.approx(1 / 4)
+    assert found.entropy == pytest.approx(math.log(4))
+    assert found.response_entropy == pytest.approx(3 * math.log(4))
+    assert found.passed(2) == pytest.approx(1 - (3 / 4) ** 2)
+    assert found.length == pytest.approx(3)
+
+
+def test_an_end_token_makes_lengths_geometric_and_probabilities_still_add_up():
+    found = exact(uniform(length=3, vocab=4, end=2))
+    assert found.answers.sum(-1) == pytest.approx(1.0)
+    assert found.length == pytest.approx(1 + 3 / 4 + (3 / 4) ** 2)
+    assert found.entropy == pytest.approx(math.log(4))
+
+
+def test_tokens_up_to_the_first_end_are_text():
+    ids = torch.tensor([[2, 1, 2], [0, 2, 1], [0, 1, 1]])
+    assert live(ids, 2).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert live(ids, None).all()
+
+
+def test_enumeration_agrees_with_sampling():
+    world = task(last_is_one, 3, prompts=2, length=3, vocab=3)
+    prompt = torch.arange(2).repeat_interleave(20_000)
+    ids = tabular.sampled(world, prompt, torch.Generator().manual_seed(1))
+    found = exact(world)
+    index = (ids * torch.tensor([9, 3, 1])).sum(-1)
+    for at in range(2):
+        frequency = torch.bincount(index[prompt == at], minlength=27) / 20_000
+        assert (frequency - found.answers[at]).abs().max() < 5 * math.sqrt(0.25 / 20_000)  # five standard errors at their largest
+    assert responses(3, 3)[14].tolist() == [1, 1, 2]
+
+
+def test_an_update_is_the_policy_gradient():
+    world = uniform(length=1, vocab=3)
+    generator = torch.Generator().manual_seed(0)
+    settings = Settings(samples=4000, rate=1.0)
+    rollouts, prompt = tabular.rolled(world, Chain(), (), settings, Progress(), generator, RowRng())
+    moved, _ = tabular.updated(world, rollouts, prompt, Chain(), (), Objective.named("grpo"), Progress(), RowRng(), 1.0)
+    p, r = 1 / 3, 1 / 3
+    spread = math.sqrt(r * (1 - r))
+    expected = p * (1 - r) / spread / 2  # half of the tokens are this prompt's
+    assert float(moved.own[0, 0, 0, 1]) == pytest.approx(expected, rel=0.08)
+    assert float(moved.own[0, 0, 0].sum()) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_training_learns_repeats_itself_and_stays_itself():
+    world = task(last_is_one, 0, prompts=3, length=2, vocab=3)
+    settings = Settings(updates=20, rate=3.0)
+    one, two = (train(world, seed=5, settings=settings) for _ in range(2))
+    assert one["reward"][-1] > one["reward"][0] + 0.1
+    assert np.array_equal(one["entropy"], two["entropy"])
+    assert world.own.equal(task(last_is_one, 0, prompts=3, length=2, vocab=3).own)
+    assert not np.array_equal(one["entropy"], train(world, seed=6, settings=settings)["entropy"])
+
+
+@pytest.mark.parametrize("name", [name for name, cls in registry().items() if not isinstance(cls(), Sample)])
+def test_what_is_neutral_changes_nothing(name):
+    link = registry()[name]().neutral()
+    if name == "pear" or any(need.signal.key not in KNOWN for need in link.needs):
+        pytest.skip("reads what a table has not: hidden states, attention, a closing tag")
+    world = task(last_is_one, 0, prompts=2, length=2, vocab=3)
+    settings = Settings(updates=3, samples=4, inner=2)  # two, or dispo warns that it has nothing to do
+    plain, under = train(world, seed=1, objective=link.recipe(), settings=settings), train(world, link, seed=1, settings=settings)
+    assert np.allclose(plain["entropy"], under["entropy"], atol=1e-12)
+
+
+KNOWN = {"entropy", "log_prob", "sum_squares", "max_p", "S", "N", "p", "varentropy"}
+
+
+def test_a_level_is_found_between_evaluations():
+    table = {"reward": np.array([0.0, 0.5, 1.0]), "entropy": np.array([2.0, 1.0, 0.5])}
+    history = tabular.History(uniform(), table)
+    assert history.at(0.25) == pytest.approx(1.5)
+    assert history.at(0.0) == pytest.approx(2.0)
+    assert math.isnan(history.at(1.5))
+    lower = tabular.History(uniform(), table | {"entropy": table["entropy"] - 0.25})
+    assert tabular.matched(history, lower) == pytest.approx(-0.25)
+    late = tabular.History(uniform(), table | {"reward": table["reward"] + 2.0})
+    assert math.isnan(tabular.matched(history, late))
+
+
+def test_runs_are_matched_at_the_first_passage():
+    reward = np.concatenate([np.linspace(0, 1, 41), np.linspace(1, 0.5, 20)])
+    assert at_reward(reward, 2 * reward, np.array([0.25, 0.5])) == pytest.approx([0.5, 1.0])
+    assert np.isnan(at_reward(reward, reward, np.array([3.0]))).all()
+    assert smoothed(np.array([0.0, 3.0, 0.0]), 3) == pytest.approx([1.5, 1.0, 1.5])
