@@ -18,7 +18,7 @@ alike (one constant bound or factor) is its own placebo here; compare it with a 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 
 import torch
@@ -51,7 +51,7 @@ class Placebo(Intervention):
 
     inner: Intervention
     seed: int = 0
-    series: tuple[State, ...] | None = None
+    series: tuple[State, ...] | None = field(default=None, hash=False)  # mappings have no hash; equality still sees them
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -26,6 +26,7 @@ class TapeRecorder:
 
     steps: one row per update. tokens_every: updates between two token samples (None: no token rows, and TRL's own head stays).
     token_rows: responses sampled per token sample, chosen by keys of (seed, update, row). decode: token id -> text.
+    update_norm: how far every update moves the weights; costs a copy of the trained weights.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class TapeRecorder:
         decode: Callable[[int], str] = str,
         warn: Callable[[str, str], None] = lambda kind, message: None,
         equal_rewards_after: int = 100,
+        update_norm: bool = False,
     ):
         self.writer, self.steps, self.tokens_every, self.token_rows = writer, steps, tokens_every, token_rows
         self.decode, self.warn, self.equal_rewards_after = decode, warn, equal_rewards_after
         self.signals: tuple[Signal, ...] = ()
         if tokens_every is not None:
             self.signals = (Entropy(), Discriminant(), ExpectedDiscriminant(), TargetProb(), MaxProb())
+        self.update_norm = update_norm
         self.equal_rewards = 0
         self.last: dict[str, float] = {}
         self._text: dict[int, str] = {}
@@ -91,6 +94,8 @@ class TapeRecorder:
 
     def slice(self, trainer: "IsentropeTrainer", step: Step, stats: ChainStats | None, result: LossResult) -> None:
         """One slice of an update went through the loss."""
+        if self.update_norm and self._weights is None:
+            self._weights = [weight.detach().clone() for weight in _trained(trainer)]
         mask, observed = step.mask, result.observed
         self._loss += float(result.loss.detach())
         self._entropy.append(step.signals["current.entropy"].detach()[mask])
@@ -134,6 +139,9 @@ class TapeRecorder:
         for key, (without, whole) in self._removed.items():
             row[f"removed/{key}"] = share_removed(without, whole)
         row |= self._link
+        row |= controls(trainer.chain.keys, trainer.chain_state)
+        if self._weights is not None:
+            row["update/norm"] = distance(self._weights, _trained(trainer))
         row |= self._trl(trainer)
         self.last = {key: value for key, value in row.items() if isinstance(value, float | int)}
         if self.steps and trainer.accelerator.is_main_process:
@@ -168,6 +176,7 @@ class TapeRecorder:
         self._sums: dict[str, float] = defaultdict(float)
         self._link: dict[str, float] = {}
         self._removed: dict[str, list[float]] = {}
+        self._weights: list[Tensor] | None = None
         self._began = time.perf_counter()
         self._batch: dict[str, float] = getattr(self, "_batch", {})
 
@@ -279,6 +288,23 @@ def provenance(temperature: float, dtype: str, own_head: bool) -> dict[str, Prov
         found |= {"steps.S/mean": token_mean, "steps.N/mean": token_mean}
         found |= {f"tokens.{name}": single for name in ("entropy", "S", "N", "push")}
     return found
+
+
+def controls(keys: Sequence[str], states: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """`state/LINK/ENTRY`: what every controller remembered while this update was made; only numbers have a column."""
+    return {
+        f"state/{key}/{name}": float(value) for key, state in zip(keys, states, strict=True) for name, value in state.items() if isinstance(value, int | float)
+    }
+
+
+def distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Euclidean distance of two lists of weights of equal shapes, summed in float64."""
+    return math.sqrt(sum(float((new.detach() - old).double().square().sum()) for old, new in zip(before, after, strict=True)))
+
+
+def _trained(trainer: "IsentropeTrainer") -> list[Tensor]:
+    """The weights that train, as this process holds them."""
+    return [weight for weight in trainer.accelerator.unwrap_model(trainer.model).parameters() if weight.requires_grad]
 
 
 def _entropy_columns(entropy: Tensor) -> dict[str, float]:

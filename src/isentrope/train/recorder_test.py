@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from isentrope.tape import Tape, TapeWriter
-from isentrope.train.recorder import TapeRecorder, share_removed
+from isentrope.train.recorder import TapeRecorder, controls, distance, share_removed
 from isentrope.train.tiny import save_tiny_model, share_of_vowels, toy_prompts
 from isentrope.train.trl import IsentropeTrainer
 from isentrope.train.trl_test import options
@@ -19,7 +19,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
     path = save_tiny_model(folder / "tiny")
     writer = TapeWriter(folder / "tape")
-    recorder = TapeRecorder(writer, tokens_every=1, token_rows=8, decode=str)
+    recorder = TapeRecorder(writer, tokens_every=1, token_rows=8, decode=str, update_norm=True)
     args = options(folder / "out", num_iterations=2, max_steps=4, report_to="tensorboard", gradient_accumulation_steps=2, per_device_train_batch_size=4)
     trainer = IsentropeTrainer(
         model=path, reward_funcs=share_of_vowels, args=args, train_dataset=toy_prompts(), recorder=recorder,
@@ -65,6 +65,20 @@ def test_trackers_show_ours_beside_trls(run):
     assert {"train/entropy", "train/reward", "train/isentrope/N/mean", "train/isentrope/touch/clip-cov"} <= tags
     shown = [event.value for event in reader.Scalars("train/isentrope/N/mean")]
     assert shown == pytest.approx(tape.steps["N/mean"].to_list(), rel=1e-6)
+
+
+def test_the_norm_of_an_update_is_the_distance_of_the_weights(run):
+    """Adam's first step has size learning rate x sign in every weight with a gradient, so its norm is lr sqrt(weights), and no more."""
+    _, trainer, tape = run
+    norm, rate = tape.steps["update/norm"].to_list(), tape.steps["learning_rate"].to_list()
+    count = sum(weight.numel() for weight in trainer.model.parameters())
+    assert 0.5 * rate[0] * math.sqrt(count) < norm[0] <= rate[0] * math.sqrt(count) * (1 + 1e-3)
+    assert distance([torch.zeros(2), torch.ones(1)], [torch.tensor([3.0, 0.0]), torch.tensor([5.0])]) == 5.0
+
+
+def test_what_a_controller_remembers_has_a_column_where_it_is_a_number():
+    found = controls(("band", "ares"), ({"coef": 0.5, "integral": 2}, {"target": None, "text": "x", "on": True}))
+    assert found == {"state/band/coef": 0.5, "state/band/integral": 2.0, "state/ares/on": 1.0}
 
 
 def test_equal_rewards_for_long_warn_once_per_span():
