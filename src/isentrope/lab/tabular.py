@@ -28,9 +28,10 @@ Pay = Callable[[Int64[Tensor, " response"], Int64[Tensor, "response token"]], Fl
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts, what is paid, and the policy at the start. `end`: the token that ends a response (None: all have full length).
+    """Prompts, what is paid, and the policy at the start.
 
-    sharing: how strongly the shared part of the table speaks; 0 makes prompts independent.
+    end: the token that ends a response (None: all have full length). sharing: how strongly the shared part of the table speaks; 0 makes
+    prompts independent. turn: the turn that each position belongs to. answer: the positions that say the answer (None: all).
     """
 
     shared: Float64[Tensor, "token vocab vocab"]
@@ -38,6 +39,8 @@ class Task:
     pay: Pay
     end: int | None = None
     sharing: float = 1.0
+    turn: tuple[int, ...] | None = None
+    answer: tuple[int, ...] | None = None
 
     @property
     def prompts(self) -> int:
@@ -70,7 +73,10 @@ def task(pay: Pay, seed: int, *, prompts: int = 8, length: int = 4, vocab: int =
 
 @dataclass(frozen=True)
 class Exact:
-    """The policy as it is. entropy: nats, mean over the tokens of its own responses. answers: pi(response | prompt) for every response."""
+    """The policy as it is. entropy: nats, mean over the tokens of its own responses. answers: pi(response | prompt) for every response.
+
+    by_prompt: the entropy of each prompt's own responses.
+    """
 
     reward: float
     entropy: float
@@ -78,6 +84,7 @@ class Exact:
     chance: Float64[Tensor, " prompt"]  # of a correct response
     answers: Float64[Tensor, "prompt answer"]
     length: float
+    by_prompt: Float64[Tensor, " prompt"]
 
     def passed(self, k: int) -> float:
         """pass@k, exact."""
@@ -111,12 +118,12 @@ def exact(world: Task) -> Exact:
     token_entropy = torch.where(mask, -(log_p.exp() * log_p).sum(-1)[:, at, before], 0.0)
     every = torch.arange(world.prompts).repeat_interleave(len(ids))
     paid = world.pay(every, ids.repeat(world.prompts, 1)).view(world.prompts, len(ids))
-    tokens = (answers * mask.sum(-1)).sum()
+    tokens, entropy = (answers * mask.sum(-1)).sum(-1), (answers * token_entropy.sum(-1)).sum(-1)
     return Exact(
         reward=float((answers * paid).sum(-1).mean()),
-        entropy=float((answers * token_entropy.sum(-1)).sum() / tokens),
+        entropy=float(entropy.sum() / tokens.sum()),
         response_entropy=float(-(answers * answers.clamp(min=1e-300).log()).sum(-1).mean()),
-        chance=(answers * (paid > 0.5)).sum(-1), answers=answers, length=float(tokens / world.prompts),
+        chance=(answers * (paid > 0.5)).sum(-1), answers=answers, length=float(tokens.mean()), by_prompt=entropy / tokens,
     )  # fmt: skip
 
 
@@ -125,20 +132,24 @@ def exact(world: Task) -> Exact:
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is trained. samples: responses per prompt. inner: optimiser steps per generation. groups: prompts per generation (None: all)."""
+    """How it is trained. samples: responses per prompt. inner: optimiser steps per generation. only: the prompts trained on (None: all).
+
+    every: updates between exact evaluations.
+    """
 
     updates: int = 120
     samples: int = 8
     rate: float = 2.0
     inner: int = 1
-    groups: int | None = None
+    only: tuple[int, ...] | None = None
     temperature: float = 1.0
-    every: int = 4  # updates between exact evaluations
+    every: int = 4
 
 
 @dataclass(frozen=True)
 class History:
-    """Exact figures along a training, and the policy at its end. `table` holds one array per figure."""
+    """Exact figures along a training, and the policy at its end. `table` holds one array per figure: reward, entropy and response_entropy
+    (nats), length, pass@1, pass@8 at each evaluation; chance and by_prompt hold a column per prompt."""
 
     world: Task
     table: dict[str, np.ndarray]
@@ -194,15 +205,22 @@ def train(
     for name in ("reward", "entropy", "response_entropy", "length"):
         table[name] = np.array([found.__dict__[name] for _, found in rows])
     table["pass@1"], table["pass@8"] = (np.array([found.passed(k) for _, found in rows]) for k in (1, 8))
+    for name in ("chance", "by_prompt"):
+        table[name] = np.stack([found.__dict__[name].numpy() for _, found in rows])
     return History(world, table, tuple(states))
 
 
-def sampled(world: Task, prompt: Int64[Tensor, " response"], generator: torch.Generator, temperature: float = 1.0) -> Int64[Tensor, "response token"]:
-    """One response to each of these prompts."""
-    logits = world.logits() / temperature
+def sampled(
+    world: Task, prompt: Int64[Tensor, " response"], generator: torch.Generator, temperature: float = 1.0, heat: Sequence[tuple[Sample, State]] = ()
+) -> Int64[Tensor, "response token"]:  # fmt: skip
+    """One response to each of these prompts. heat: links that choose the temperature of every token, with their states."""
+    logits = world.logits()
     before, ids = torch.zeros_like(prompt), []
     for at in range(world.length):
-        before = torch.multinomial(logits[prompt, at, before].softmax(-1), 1, generator=generator).squeeze(-1)
+        raw, scale = logits[prompt, at, before], torch.full((len(prompt),), temperature, dtype=torch.float64)
+        for link, state in heat:
+            scale = scale * link.temperature(raw, temperature, state) / temperature
+        before = torch.multinomial((raw / scale[:, None]).softmax(-1), 1, generator=generator).squeeze(-1)
         ids.append(before)
     found = torch.stack(ids, dim=1)
     return torch.where(live(found, world.end), found, 0)
@@ -222,12 +240,14 @@ def scored(world: Task, prompt: Tensor, ids: Tensor, control: Chain, first: int,
         found = token_signals_from_logits(row_logits(world, prompt, ids), ids, [LogProb(grad=False), *wanted])
     reward = world.pay(prompt, ids)
     rows = len(ids)
+    said = tuple(" ".join(map(str, line)) for line in ids.tolist())
+    answer = said if world.answer is None else tuple(" ".join(map(str, line)) for line in ids[:, list(world.answer)].tolist())
     return Rollouts.of(
         mask, row_id=first + torch.arange(rows), group=prompt, completion_ids=ids, reward=reward, reward_parts=reward[:, None],
         origin=torch.full((rows,), ORIGINS.index(origin)), correct=(reward > 0.5).double(), old_log_probs=found["log_prob"],
         sampling_log_probs=found["log_prob"], sampling_temperature=torch.ones(mask.shape, dtype=torch.float64),
         advantage=torch.zeros(rows, 1, dtype=torch.float64), signals={f"old.{signal.key}": found[signal.key] for signal in wanted},
-        answer=tuple(" ".join(map(str, line)) for line in ids.tolist()), text=tuple(" ".join(map(str, line)) for line in ids.tolist()),
+        answer=answer, text=said, turn=None if world.turn is None else torch.tensor(world.turn).expand(mask.shape).clone(),
     )  # fmt: skip
 
 
@@ -235,13 +255,11 @@ def rolled(
     world: Task, control: Chain, states: Sequence[State], settings: Settings, progress: Progress, generator: torch.Generator, rng: RowRng
 ) -> tuple[Rollouts, Tensor]:
     """The rollout clock: sample, score, reward, filter, advantage, rows; and the prompt of every row."""
-    chosen = torch.arange(world.prompts)
-    if settings.groups is not None:
-        chosen = torch.randperm(world.prompts, generator=generator)[: settings.groups]
+    chosen = torch.arange(world.prompts) if settings.only is None else torch.tensor(settings.only)
     prompt = chosen.repeat_interleave(settings.samples)
-    if _having(control, Sample):
-        raise ValueError("tabular: a link that chooses temperatures token by token is not carried here; set Settings.temperature.")
-    rollouts = scored(world, prompt, sampled(world, prompt, generator, settings.temperature), control, progress.step * len(prompt))
+    heat = [(link, states[index]) for index, link in _having(control, Sample)]
+    ids = sampled(world, prompt, generator, settings.temperature, heat)
+    rollouts = scored(world, prompt, ids, control, progress.step * len(prompt))
     extras = {}
     for index, link in _having(control, Extra):
         request = link.extra(rollouts, progress, states[index])

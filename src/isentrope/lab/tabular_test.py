@@ -1,6 +1,7 @@
 """The tabular world against enumeration, sampling and closed forms."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from isentrope.control.objectives import Objective
 from isentrope.control.registry import registry
-from isentrope.control.stages import Chain, Sample
+from isentrope.control.stages import Chain
 from isentrope.control.step import Progress, RowRng
 from isentrope.lab import tabular
 from isentrope.lab.bench import at_reward, smoothed
@@ -81,7 +82,7 @@ def test_training_learns_repeats_itself_and_stays_itself():
     assert not np.array_equal(one["entropy"], train(world, seed=6, settings=settings)["entropy"])
 
 
-@pytest.mark.parametrize("name", [name for name, cls in registry().items() if not isinstance(cls(), Sample)])
+@pytest.mark.parametrize("name", list(registry()))
 def test_what_is_neutral_changes_nothing(name):
     link = registry()[name]().neutral()
     if name == "pear" or any(need.signal.key not in KNOWN for need in link.needs):
@@ -93,6 +94,16 @@ def test_what_is_neutral_changes_nothing(name):
 
 
 KNOWN = {"entropy", "log_prob", "sum_squares", "max_p", "S", "N", "p", "varentropy"}
+
+
+def test_only_the_prompts_asked_for_are_trained_and_the_shared_part_carries_over():
+    world = task(last_is_one, 0, prompts=3, length=2, vocab=3)
+    settings = Settings(updates=30, rate=3.0, only=(0, 1))
+    alone = train(replace(world, sharing=0.0), seed=1, settings=settings)
+    shared = train(world, seed=1, settings=settings)
+    assert alone["chance"][-1, 2] == pytest.approx(alone["chance"][0, 2], abs=1e-12)
+    assert shared["chance"][-1, 2] > shared["chance"][0, 2] + 0.05
+    assert alone["by_prompt"].shape == alone["chance"].shape == (9, 3)
 
 
 def test_a_level_is_found_between_evaluations():
