@@ -78,11 +78,11 @@ def switch(name: str, options: Sequence[tuple[str, str]], label: str) -> Markup:
 
 def line(
     name: str, x: np.ndarray, y: np.ndarray, colour: str, *, low: np.ndarray | None = None, high: np.ndarray | None = None,
-    band: str = "", width: float = 2, dash: str = "solid", label: str | None = None, marks: bool = False, faint: bool = False,
+    band: str = "", width: float = 2, dash: str = "solid", label: str | None = None, marks: bool = False, faint: bool = False, points: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """One line, with a band where `low` and `high` are given (`band` names it). `label`: what stands at the line's end.
 
-    `colour` is a role of the palette. faint: drawn pale, as raw data behind a smoothed line.
+    `colour` is a role of the palette. faint: drawn pale, as raw data behind a smoothed line. points: marks alone, for a cloud.
     """
     spec: dict[str, Any] = {
         "name": name,
@@ -94,6 +94,7 @@ def line(
         "label": label,
         "marks": marks,
         "faint": faint,
+        "points": points,
     }
     if low is not None and high is not None:
         spec |= {"low": _list(low), "high": _list(high), "band": band}

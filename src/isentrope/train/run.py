@@ -34,6 +34,7 @@ from isentrope.tape import Tape, TapeError, TapeWriter, write_json_atomic, write
 from isentrope.train import checkpoint, models, tasks
 from isentrope.train.carried import built, objective_of
 from isentrope.train.evaluate import Evaluation, evaluate
+from isentrope.train.forecast import law_figures
 from isentrope.train.recorder import TapeRecorder, provenance
 from isentrope.train.shift import ENTROPIES, support_figures
 from isentrope.train.trl import IsentropeTrainer, host_state_name
@@ -334,7 +335,7 @@ class Run:
             "---", "library_name: transformers", "tags: [isentrope, reinforcement-learning, grpo]", "---", "",
             f"# {self.config.model.name} after reinforcement fine-tuning ({name})", "",
             f"- task: {self.task.describe()}", f"- objective: {self.trainer.objective}", f"- interventions: {chain}", f"- seed: {self.config.seed}",
-            "", "| figure | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in figures.items()),
+            "", "| figure | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in figures.items() if not key.startswith("law.")),
             "", "| package | version |", "|---|---|", *(f"| {key} | {value} |" for key, value in versions().items()), "",
         ]  # fmt: skip
         return "\n".join(lines)
@@ -523,7 +524,7 @@ def summarise(tape: Tape, best: Mapping[str, float]) -> dict[str, Any]:
             summary |= {"entropy.end": summary["entropy"], "entropy.of": "held-out responses, first and last evaluation"}
         summary["best.pass@1"], summary["best.step"] = best["pass@1"], best["step"]
         summary |= support_figures(tape.answers)
-    return summary
+    return summary | law_figures(steps, evals)
 
 
 def _plain(value: Any) -> dict[str, Any]:

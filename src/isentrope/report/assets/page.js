@@ -146,7 +146,7 @@ function drawLines(element, id, spec) {
   const traces = [];
   const first = Math.min(...spec.series.flatMap(series => series.x)), last = Math.max(...spec.series.flatMap(series => series.x));
   layout.xaxis.range = first === last ? [first - 1, last + 1] : [first, last + 0.004 * (last - first)];
-  if (last - first <= 8) Object.assign(layout.xaxis, { tick0: 0, dtick: 1 });  // no half updates or layers
+  if (last - first <= 8 && spec.series.every(series => series.x.every(Number.isInteger))) Object.assign(layout.xaxis, { tick0: 0, dtick: 1 });  // no half updates or layers
   for (const series of spec.series) {
     if (!series.low) continue;
     const low = scaled(series.low), high = scaled(series.high);
@@ -162,7 +162,7 @@ function drawLines(element, id, spec) {
     if (!series.width) continue;
     const colour = role(series.colour);
     traces.push({
-      type: "scatter", mode: series.marks ? "lines+markers" : "lines", x: series.x, y: scaled(series.y).map(clipped), hoverinfo: "none", opacity: series.faint ? 0.4 : 1,
+      type: "scatter", mode: series.points ? "markers" : series.marks ? "lines+markers" : "lines", x: series.x, y: scaled(series.y).map(clipped), hoverinfo: "none", opacity: series.faint ? 0.4 : 1,
       line: { color: colour, width: series.width, dash: series.dash }, marker: { color: colour, size: series.width + 3 },
     });
   }

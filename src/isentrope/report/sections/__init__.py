@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from isentrope.report.data import Run
 from isentrope.report.figure import Section
-from isentrope.report.sections import entropy, learning, pressure, record, samples, support, touch
+from isentrope.report.sections import entropy, forecast, learning, pressure, record, samples, support, touch
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     learning.section,
     entropy.section,
     entropy.by_position,
     support.section,
+    forecast.section,
     pressure.section,
     touch.section,
     samples.section,
