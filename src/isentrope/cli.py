@@ -130,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--table", metavar="FILE", help="write the table of all results as Markdown")
     reproduce.set_defaults(run=_reproduce)
 
+    recipe = commands.add_parser("recipe", help="a recipe on another trainer against its neutral setting and its placebo, small and measured")
+    recipe.add_argument("name", nargs="?", metavar="NAME", help="none: list them")
+    recipe.add_argument("--out", metavar="DIR", help="where the figures go (default: runs/recipe-NAME)")
+    recipe.add_argument("--seeds", type=int, metavar="N", default=3)
+    recipe.add_argument("--steps", type=int, metavar="N", help="updates of each arm (default: the recipe's own)")
+    recipe.set_defaults(run=_recipe)
+
     tasks = commands.add_parser("tasks", help="tasks that can be trained on")
     tasks.set_defaults(run=_tasks)
 
@@ -313,11 +320,11 @@ def _papers(options: argparse.Namespace) -> int:
 
     rows = catalogue()
     if options.slug is not None:
-        chosen = [row for row in rows if options.slug in (row["slug"], *(item["name"] for item in row["interventions"]))]
+        chosen = [row for row in rows if options.slug in (row["slug"], *(item["name"] for item in (*row["interventions"], *row["recipes"])))]
         if not chosen:
             import difflib
 
-            names = [name for row in rows for name in (row["slug"], *(item["name"] for item in row["interventions"]))]
+            names = [name for row in rows for name in (row["slug"], *(item["name"] for item in (*row["interventions"], *row["recipes"])))]
             nearest = difflib.get_close_matches(options.slug, names, n=1, cutoff=0.0)[0]
             raise UserError(f"papers: no slug {options.slug!r}. Did you mean {nearest!r}? `isentrope papers` lists all.")
         print(json.dumps(chosen, indent=1) if options.json else "\n\n".join(describe(row) for row in chosen))
@@ -347,6 +354,24 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.table is not None:
         write_text_atomic(Path(options.table), table(results))
         print(f"\n{options.table}")
+    return 0
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    from isentrope.recipes import RECIPES
+
+    if options.name is None:
+        for recipe in RECIPES:
+            print(f"{recipe.name:24} {recipe.summary}")
+        return 0
+    _quiet()
+    from isentrope.lab import recipes
+
+    recipes.find(options.name)
+    out = Path(options.out or f"runs/recipe-{options.name}")
+    result = recipes.run(options.name, out, seeds=options.seeds, steps=options.steps, show=lambda line: print(line, file=sys.stderr, flush=True))
+    print(recipes.table(result))
+    print(f"\n{out / 'recipe.json'}")
     return 0
 
 

@@ -12,16 +12,18 @@ from isentrope.control.registry import registry
 from isentrope.control.stages import Intervention, stages_of
 from isentrope.entry import PRESET, cost, inferred, recipe, shown, verified, vllm
 from isentrope.ranges import ranges
+from isentrope.recipes import by_slug as recipes_of
 
 STANDARD = "standard, of no paper of the collection"
 """The title of a row that is one intervention of `control/standard.py`; its slug is the intervention's name."""
 NOTHING = "nothing beyond log-probs"
 UNTOLD = "not told"
 EVALUATED = {
-    "invisible-leash": "isentrope.measure.answers.support; `support.*` in a run's summary.json, and its report",
-    "safe-rl-reasoning": "isentrope.train.shift; the entropy profile by context in a run's report",
+    "invisible-leash": "joins every evaluation: isentrope.measure.answers.support; `support.*` in a run's summary.json, and its report",
+    "safe-rl-reasoning": "joins every evaluation: isentrope.train.shift; the entropy profile by context in a run's report",
+    "policy-cliff": "theory: isentrope.explain.stability, how far an optimal policy can move when its reward moves a little",
 }
-"""Papers whose part here is no intervention but joins every evaluation: slug -> where it stands."""
+"""Papers whose part here is no intervention but joins every evaluation, or is theory: slug -> where it stands."""
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -30,6 +32,7 @@ def catalogue() -> list[dict[str, Any]]:
     Of every intervention: name, slug, title, status, module, summary, stages, source, parameters with defaults, ranges (what the class
     accepts with the others at their defaults), variants, signals that it needs, options that it replaces, cost, how it fares with vLLM
     rollouts, what it was verified against, what of it is inferred, its effect on entropy in a sentence, and a recipe.
+    `recipes` are those that are no stage of a policy-gradient step (`isentrope.recipes`): module, host, and the command that runs each.
     """
     rows = json.loads(files("isentrope").joinpath("assets", "catalogue.json").read_text(encoding="utf-8"))
     by_slug: dict[str | None, list[dict[str, Any]]] = {}
@@ -40,8 +43,9 @@ def catalogue() -> list[dict[str, Any]]:
     rows += [{"slug": slug, "title": STANDARD, "room": "control"} for slug in by_slug if slug not in known]
     return [
         {
-            **row, "status": "done" if row["slug"] in by_slug or row["slug"] in EVALUATED else "planned",
+            **row, "status": "done" if row["slug"] in by_slug or row["slug"] in EVALUATED or recipes_of(row["slug"]) else "planned",
             "interventions": by_slug.get(row["slug"], []), "evaluated": EVALUATED.get(row["slug"]),
+            "recipes": [recipe.data() for recipe in recipes_of(row["slug"])],
         }
         for row in rows
     ]  # fmt: skip
@@ -86,7 +90,7 @@ def listing(rows: list[dict[str, Any]]) -> str:
     width = max(len(row["slug"]) for row in rows)
     lines = []
     for row in papers:
-        names = ", ".join(item["name"] for item in row["interventions"])
+        names = ", ".join(item["name"] for item in (*row["interventions"], *row["recipes"]))
         lines.append(f"{row['status']:8} {row['slug']:{width}}  {names + ': ' if names else ''}{row['title']}")
     lines += ["", f"{STANDARD}:"] if standard else []
     return "\n".join([*lines, *(f"{row['status']:8} {row['slug']:{width}}  {row['interventions'][0]['summary']}" for row in standard)])
@@ -95,7 +99,12 @@ def listing(rows: list[dict[str, Any]]) -> str:
 def describe(row: dict[str, Any]) -> str:
     """A paper for people."""
     lines = [f"{row['slug']}  ({row['status']})", f"  {row['title']}", f"  room: {row['room']}"]
-    lines += [f"  joins every evaluation: {row['evaluated']}"] if row["evaluated"] else []
+    lines += [f"  {row['evaluated']}"] if row["evaluated"] else []
+    for item in row["recipes"]:
+        lines += [
+            f"  {item['name']}: {item['summary']}", f"    host: {item['host']}", f"    source: {item['source']}", f"    module: {item['module']}",
+            f"    run it: {item['command']}",
+        ]  # fmt: skip
     for item in row["interventions"]:
         parameters = ", ".join(f"{key}={value!r} ({item['ranges'][key]['text']})" for key, value in item["parameters"].items())
         lines += [

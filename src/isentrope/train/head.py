@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from isentrope.control.requests import Request
 from isentrope.measure.tokens import Signal, token_signals
+from isentrope.measure.two_heads import DistributionHead, forward_kl
 from isentrope.train.inside import fulfilled, watching
 
 
@@ -30,6 +31,7 @@ class SignalRequest:
     mask: Bool[Tensor, "response token"]
     precise: bool = False
     requests: tuple[Request, ...] = ()  # of the network's inside
+    reference: "Reference | None" = None  # adds "base_kl", the KL from this model's distribution to the current one's
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class HeadScale:
 
     scale: float
     softcap: float | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What another model makes of the same text: its last hidden states, detached, its head and what it does before the softmax."""
+
+    hidden: Float[Tensor, "response position d"]
+    head: torch.nn.Module
+    scale: HeadScale
 
 
 def head_scale(model: PreTrainedModel) -> HeadScale:
@@ -90,8 +101,35 @@ def _signals(
             hidden[mask], weight, request.target[mask], request.signals,
             bias=bias, temperature=temperature, softcap=scale.softcap, logit_scale=scale.scale, precise=request.precise,
         )  # fmt: skip
+        if request.reference is not None:
+            found["base_kl"] = _base_kl(hidden[mask], head, scale, request.reference, mask, temperature)
     # masked_scatter keeps the output connected to the model even when no token counts, so backward gives zeros
     return {key: value.new_zeros(mask.shape).masked_scatter(mask, value) for key, value in found.items()}
+
+
+def _base_kl(
+    hidden: Float[Tensor, "counted d"], head: torch.nn.Module, scale: HeadScale, reference: Reference, mask: Tensor, temperature: float
+) -> Float[Tensor, " counted"]:
+    kind = hidden.dtype
+    base = reference.hidden[:, -mask.shape[1] - 1 : -1][mask].to(kind)
+    return forward_kl(
+        DistributionHead(base, reference.head.weight.to(kind), reference.head.bias, reference.scale.scale, reference.scale.softcap),
+        DistributionHead(hidden, head.weight, head.bias, scale.scale, scale.softcap),
+        temperature=temperature,
+    )
+
+
+def reference_of(model: PreTrainedModel, input_ids: Int[Tensor, "response position"], attention_mask: Int[Tensor, "response position"]) -> Reference:
+    """One pass of `model` over the text; call it without gradient."""
+    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return Reference(output.last_hidden_state.detach(), model.get_output_embeddings(), head_scale(model))
+
+
+def reference_signals(
+    reference: Reference, target: Int[Tensor, "response token"], mask: Bool[Tensor, "response token"], signals: Sequence[Signal]
+) -> dict[str, Tensor]:
+    """Signals of the reference at temperature 1, `{key: [response, token]}`, 0 outside the mask."""
+    return _signals(reference.hidden, reference.head, SignalRequest(tuple(signals), target, mask), 1.0, reference.scale) if signals else {}
 
 
 def completion_signals(

@@ -1,0 +1,58 @@
+"""What of the collection is a recipe: a loss of its own on another trainer, or a second stream beside a policy-gradient step.
+
+A recipe has a pure module under `isentrope.control.recipes`, a host, and a small measured experiment, `isentrope recipe NAME`: the recipe, its
+neutral setting and its placebo, over seeds. One of a user's own data goes through the host, in a script (docs/offline.md): such users own a
+TRL script already, and a second description of data sets and trainers in YAML would say less than TRL's own.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """name: of the command. slug: the paper's sheet. host: what trains with it. source: paper and code."""
+
+    name: str
+    slug: str
+    summary: str
+    host: str
+    source: str
+
+    @property
+    def module(self) -> str:
+        """Where the formulas stand."""
+        return f"isentrope.control.recipes.{self.name.replace('-', '_')}"
+
+    @property
+    def experiment(self) -> str:
+        """Where the measured experiment stands."""
+        return f"isentrope.lab.recipes.{self.name.replace('-', '_')}"
+
+    @property
+    def command(self) -> str:
+        return f"isentrope recipe {self.name}"
+
+    def data(self) -> dict[str, str]:
+        """For `isentrope papers --json`."""
+        told = {key: getattr(self, key) for key in ("name", "slug", "summary", "module", "host", "experiment", "command", "source")}
+        return {**told, "status": "done"}
+
+
+_SFT = "isentrope.train.offline.OfflineTrainer, on TRL's SFTTrainer"
+
+RECIPES = (
+    Recipe(
+        "entropy-sft", "light-if", "Supervised fine-tuning on the tokens whose loss most exceeds their entropy.", _SFT,
+        "Light-IF, arXiv 2508.03178; Qihoo360/Light-IF 01e9003, custom_entropy_trainer.py (Apache-2.0)",
+    ),
+)  # fmt: skip
+
+
+def by_name() -> dict[str, Recipe]:
+    """Name -> recipe, as listed."""
+    return {recipe.name: recipe for recipe in RECIPES}
+
+
+def by_slug(slug: str) -> list[Recipe]:
+    """The recipes of one paper."""
+    return [recipe for recipe in RECIPES if recipe.slug == slug]
