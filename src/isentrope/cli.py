@@ -137,6 +137,27 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("--steps", type=int, metavar="N", help="updates of each arm (default: the recipe's own)")
     recipe.set_defaults(run=_recipe)
 
+    compare = commands.add_parser("compare", help="which intervention helps: against plain GRPO and placebos, at matched reward")
+    compare.add_argument("methods", nargs="*", metavar="METHOD", help="grpo, clip-cov, 'forking-tokens(share=0.2)', 'clip-cov+entropy-band(low=0.2)'")
+    compare.add_argument("--config", metavar="FILE.yaml", help="a configuration file of the baseline")
+    compare.add_argument("--preset", metavar="NAME", help="a configuration that ships with the package (default: compare)")
+    compare.add_argument("--set", metavar="KEY.PATH=VALUE", action="append", default=[], dest="sets", help="one value, as YAML; repeatable")
+    compare.add_argument("--task", metavar="NAME", help="what is trained, as `isentrope tasks` names it")
+    compare.add_argument("--seeds", type=int, metavar="N", help="runs of every arm (default: 8)")
+    compare.add_argument("--steps", type=int, metavar="N", help="updates of every run, evaluated six times and at the start")
+    compare.add_argument("--k", type=int, metavar="K", help="of the pass@k that is judged beside pass@1 (default: 4)")
+    compare.add_argument("--sweep", choices=["lr"], help="tune every arm's learning rate instead of matching the mean step size")
+    compare.add_argument("--no-match", action="store_true", help="one learning rate for all")
+    compare.add_argument("--no-placebos", action="store_true", help="methods against the baseline alone")
+    compare.add_argument("--out", metavar="DIR", help="where runs and page go (default: runs/compare)")
+    compare.add_argument("--resume", metavar="DIR", help="go on with a comparison; what is finished is not computed again")
+    compare.add_argument("--launcher", choices=["local", "ray"], default="local", help="processes of this machine (default), or Ray")
+    compare.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: one on this machine)")
+    compare.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one per core)")
+    compare.add_argument("--keep-models", action="store_true", help="leave checkpoints and weights of finished runs on the disk")
+    compare.add_argument("--dry-run", action="store_true", help="show arms, settings, runs and the time they take; run nothing")
+    compare.set_defaults(run=_compare)
+
     tasks = commands.add_parser("tasks", help="tasks that can be trained on")
     tasks.set_defaults(run=_tasks)
 
@@ -373,6 +394,13 @@ def _recipe(options: argparse.Namespace) -> int:
     print(recipes.table(result))
     print(f"\n{out / 'recipe.json'}")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    _quiet()
+    from isentrope.lab.command import run
+
+    return run(options)
 
 
 def _tasks(options: argparse.Namespace) -> int:

@@ -39,6 +39,28 @@ def describe(config: Config) -> str:
     return "\n".join(lines)
 
 
+def seconds(config: Config) -> float:
+    """At most so many seconds of one run, by a probe on this machine with the threads that torch has now: every response at full length."""
+    loaded = models.load(config.model.name, dtype=config.model.dtype)
+    task = tasks.build(config.task, chat=loaded.chat)
+    args = trainer_arguments(config, Path(config.out))
+    prompt = longest_prompt(task, loaded)
+    per_step, evaluations, evaluation = _times(loaded, args, prompt, config)
+    return args.max_steps * per_step + evaluations * evaluation
+
+
+def _times(loaded: models.LoadedModel, args: Any, prompt: int, config: Config) -> tuple[float, int, float]:
+    """(seconds of an update, number of evaluations, seconds of one), at full length."""
+    rows, length = args.per_device_train_batch_size, prompt + args.max_completion_length
+    samples = args.per_device_train_batch_size * args.steps_per_generation
+    generate, train = _probe(loaded, prompt, min(PROBE_ROWS, samples))
+    updates = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
+    per_step = samples * args.max_completion_length * generate / updates + rows * args.gradient_accumulation_steps * length * train
+    every = config.evaluate.every
+    evaluations = 0 if every is None else args.max_steps // every + 1 + bool(args.max_steps % every)
+    return per_step, evaluations, config.evaluate.prompts * config.evaluate.samples * args.max_completion_length * generate
+
+
 def _cost(loaded: models.LoadedModel, args: Any, prompt: int, config: Config) -> dict[str, str]:
     """Memory counted from shapes; time from one small generation and one forward with backward on this machine, scaled up."""
     model = loaded.model
@@ -50,12 +72,7 @@ def _cost(loaded: models.LoadedModel, args: Any, prompt: int, config: Config) ->
     cache = args.per_device_train_batch_size * args.steps_per_generation * length * shape.hidden_size * shape.num_hidden_layers * 8
     copies = weights + 3 * trained + (weights if args.beta else 0)
     samples = args.per_device_train_batch_size * args.steps_per_generation
-    generate, train = _probe(loaded, prompt, min(PROBE_ROWS, samples))
-    updates = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
-    per_step = samples * args.max_completion_length * generate / updates + rows * args.gradient_accumulation_steps * length * train
-    every = config.evaluate.every
-    evaluations = 0 if every is None else args.max_steps // every + 1 + bool(args.max_steps % every)
-    evaluation = config.evaluate.prompts * config.evaluate.samples * args.max_completion_length * generate
+    per_step, evaluations, evaluation = _times(loaded, args, prompt, config)
     total = args.max_steps * per_step + evaluations * evaluation
     return {
         "parameters": f"{model.num_parameters():,} ({str(model.dtype).removeprefix('torch.')})",
