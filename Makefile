@@ -44,6 +44,7 @@ test-slow: install
 bench: install
 	$(BIN)/python bench/host_overhead.py --pairs 120
 	$(BIN)/python bench/token_signals.py --quick
+	$(BIN)/python bench/attention_entropy.py --quick
 
 lint: install
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from isentrope.measure.signals import LogProb, NucleusEntropy, Signal, SumSquare
 TILE = 1 << 20  # logits per tile: three float32 buffers of 4 MiB stay in the last-level cache
 ROWS = 1024  # tokens per tile, where there are that many
 WHOLE_ROWS = 1 << 20  # logits per tile of signals that rank a whole row
-SLOPES = 1 << 23  # 16-bit slopes gathered before a product, so that few partial products are rounded
+SLOPES = 1 << 22  # 16-bit slopes gathered before a product, so that few partial products are rounded
 
 _HALF = (torch.bfloat16, torch.float16)
 _NEEDS = {  # which sums a signal is made of
