@@ -14,9 +14,8 @@ from isentrope.papers import catalogue
 
 AWAITED = frozenset(
     {
-        "aem-agentic", "aepo-agentic", "aepo-arbitrary", "ares", "attention-entropy-tokens", "canon", "clip-cov", "dispo", "earl", "empg", "empo", "epo",
-        "forking-tokens", "grpo-family", "hapo", "hicra", "invisible-leash", "pear", "progrpo-arm", "resrl", "rft-entropy-dynamics",
-        "safe-rl-reasoning", "siren", "spine", "steer", "weighted-grpo",
+        "aepo-arbitrary", "ares", "attention-entropy-tokens", "canon", "dispo", "earl", "empg", "empo", "epo",
+        "forking-tokens", "hapo", "hicra", "pear", "progrpo-arm", "resrl", "safe-rl-reasoning", "siren", "spine", "weighted-grpo",
     }
 )  # fmt: skip
 """Papers that are done and have no experiment yet. Strict: one that has got its experiment must leave this list."""
@@ -149,7 +148,7 @@ def test_a_claim_is_told_in_full(slug):
     assert found.ours.endswith(".")
     assert len({item.key for item in found.expects}) == len(found.expects)
     assert not any(item.says.endswith(".") for item in found.expects)
-    assert slug in {row["slug"] for row in catalogue()}
+    assert slug in {row["slug"] for row in catalogue()} | {"grpo-family"}  # a sheet of its own, of no single paper
 
 
 def test_every_paper_of_reinforcement_learning_has_its_experiment():
