@@ -39,7 +39,7 @@ def cost(link: Intervention) -> dict[str, Any]:
     if "sample" in stages:
         words.append("a hook on every decoding step")
     words += [f"generates {item}" for item in generated if item != "none"]
-    if {"extra", "filter", "rows"} & set(stages):
+    if {"extra", "rows"} & set(stages) or any(item != "none" for item in generated):
         words.append("rows that are replaced are scored again where the signals or log-probs of the policy that sampled are kept")
     return {
         "forwards_per_generation": int(old),

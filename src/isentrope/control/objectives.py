@@ -174,6 +174,12 @@ class Objective:
             high = None if self.epsilon_high is None else 1 + self.epsilon_high
         return Bounds(low, high if self.epsilon_cap is None else self.epsilon_cap, self.dual_clip, self.delta)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The fields of `Bounds` that this form has a use for: what is set in another one is clipped away."""
+        fields = {"ppo": ("low", "high", "cap", "delta"), "cispo": ("low", "high"), "gmpo": ("low", "high")}
+        return frozenset(fields.get(self.form, ()))
+
     def ratio(
         self,
         log_probs: Float[Tensor, "response token"],

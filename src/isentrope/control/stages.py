@@ -73,6 +73,10 @@ class Intervention:
         """The objective that the paper combines this with; the neutral setting equals it."""
         return Objective.named("grpo")
 
+    def idle_under(self, objective: Objective, *, on_policy: bool = False) -> str:
+        """Why this can do nothing under an objective, or "". `on_policy`: one update per generation, so every ratio is 1. The host tells it once."""
+        return ""
+
 
 # --- what stages return
 

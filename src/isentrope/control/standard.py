@@ -67,6 +67,9 @@ class ClipHigher(Intervention):
         """DAPO's, whose own window is [0.8, 1.28]."""
         return Objective.named("dapo")
 
+    def idle_under(self, objective: Objective, *, on_policy: bool = False) -> str:
+        return _idle_clip(objective, "high", on_policy) if self != self.neutral() else ""
+
     def clip(self, step: Step, stats: Stats | None, state: State) -> Bounds:
         bounds = ratio_and_bounds(step)[1]
         bounds = bounds if self.low is None else replace(bounds, low=1 - self.low)
@@ -102,9 +105,24 @@ class DualClip(Intervention):
         """The small model's ratios seldom reach 3."""
         return replace(self, cap=1.05)
 
+    def idle_under(self, objective: Objective, *, on_policy: bool = False) -> str:
+        return _idle_clip(objective, "cap", on_policy) if self.cap is not None else ""
+
     def clip(self, step: Step, stats: Stats | None, state: State) -> Bounds:
         bounds = ratio_and_bounds(step)[1]
         return bounds if self.cap is None else replace(bounds, cap=self.cap)
+
+
+def _idle_clip(objective: Objective, bound: str, on_policy: bool) -> str:
+    """Why a bound of the ratio cannot act: the form of the objective has no place for it, or there is no ratio but 1."""
+    if bound not in objective.reads:
+        return f"the objective's form {objective.form!r} takes no such bound of the ratio."
+    if on_policy:
+        return (
+            "with one update per generation every ratio is 1. It needs several: in TRL raise num_iterations, or steps_per_generation above "
+            "gradient_accumulation_steps."
+        )
+    return ""
 
 
 # --- rewards and groups
@@ -237,6 +255,11 @@ class ReferenceKL(Intervention):
     def embedded(self) -> "ReferenceKL":
         """Without a reference in memory, and only where the policy has moved."""
         return replace(self, coef=0.1, against="old", free=0.05)
+
+    def idle_under(self, objective: Objective, *, on_policy: bool = False) -> str:
+        if self.coef == 0 or self.against == "reference" or not on_policy:
+            return ""
+        return "with one update per generation the policy that sampled is the one that is trained, and the distance between them is 0."
 
     def regularise(self, step: Step, stats: Stats | None, state: State) -> Penalty:
         if self.coef == 0:

@@ -206,6 +206,36 @@ def test_useless_and_wrong_settings_are_told():
             wrong()
 
 
+@pytest.mark.parametrize(
+    ("link", "form", "why"),
+    [
+        (ClipHigher(), "sapo", "'sapo' takes no such bound"),
+        (ClipHigher(), "gpg", "'reinforce' takes no such bound"),
+        (DualClip(), "cispo", "'cispo' takes no such bound"),
+        (DualClip(), "gmpo", "'gmpo' takes no such bound"),
+        (ClipHigher(), "cispo", ""),
+        (DualClip(), "dapo", ""),
+    ],
+)
+def test_a_bound_that_the_objective_clips_away_is_known_and_indeed_changes_nothing(link, form, why):
+    objective = Objective.named(form)
+    step = ratios([0.2, 0.9, 4.0, 1.3], -1.0)[1]
+    assert why in link.idle_under(objective)
+    assert bool(link.idle_under(objective)) == bool(why)
+    assert (policy_loss(step, objective, chain(link)).loss == policy_loss(step, objective).loss) == bool(why)
+    assert link.neutral().idle_under(objective) == ""
+
+
+@pytest.mark.parametrize("link", [ClipHigher(), DualClip(), ReferenceKL(against="old")])
+def test_what_needs_a_ratio_does_nothing_at_ratio_one(link):
+    """Loss and gradient are the objective's own, so a run with one update per generation is told."""
+    objective, (leaf, step) = Objective.named("dapo"), ratios([1.0, 1.0, 1.0], -1.0)
+    ours, theirs = (torch.autograd.grad(policy_loss(step, objective, control).loss, leaf)[0] for control in (chain(link), chain()))
+    assert torch.equal(ours, theirs)
+    assert link.idle_under(objective, on_policy=True)
+    assert not link.idle_under(objective)
+
+
 def test_they_are_built_by_name():
     names = ("clip-higher", "dual-clip", "dynamic-sampling", "entropy-band", "entropy-bonus", "overlong", "reference-kl")
     assert set(names) <= set(registry())

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -44,8 +45,7 @@ def check_host() -> None:
         missing = [name for name in parameters if name not in have]
         if missing:
             raise UserError(
-                f"TRL {found}: GRPOTrainer.{method} has no parameter {', '.join(missing)}, so this host cannot drive it; tested: "
-                f"{', '.join(TESTED_TRL)}."
+                f"TRL {found}: GRPOTrainer.{method} has no parameter {', '.join(missing)}, so this host cannot drive it; tested: {', '.join(TESTED_TRL)}."
             )
 
 
@@ -88,6 +88,15 @@ def refuse_same_meaning(options: Mapping[str, Any], chain: Chain) -> None:
                     f"trl.{option}={options[option]!r} and the intervention {key!r} mean the same, and both would act. Keep one: drop trl.{option} "
                     f"(its default is {defaults[option]!r}), or drop {key!r} from control."
                 )
+
+
+def warn_of_idle(args: GRPOConfig, chain: Chain, objective: Objective) -> None:
+    """Tell once of every link that can do nothing in this run, with the reason."""
+    on_policy = args.steps_per_generation * args.num_iterations <= args.gradient_accumulation_steps
+    for key, link in zip(chain.keys, chain.links, strict=True):
+        reason = link.idle_under(objective, on_policy=on_policy)
+        if reason:
+            warnings.warn(f"{key} does nothing in this run: {reason}", stacklevel=3)
 
 
 def objective_of(args: GRPOConfig) -> Objective:

@@ -41,7 +41,7 @@ from isentrope.control.step import Normaliser, Progress, Rollouts, RowRng, Step,
 from isentrope.errors import UserError
 from isentrope.measure.tokens import Entropy, LogProb, Signal
 from isentrope.train.batch import as_text, gather_step, is_correct, pack, unpack
-from isentrope.train.carried import built, check_host, objective_of, refuse_options
+from isentrope.train.carried import built, check_host, objective_of, refuse_options, warn_of_idle
 from isentrope.train.head import attach_head, completion_signals
 from isentrope.train.rollout import RolloutStages
 from isentrope.train.state import pack_state, unpack_state
@@ -115,6 +115,7 @@ class IsentropeTrainer(GRPOTrainer):
             refuse_options(self.args, chain)
         self.chain = chain
         self.objective = objective_of(self.args) if objective is None else objective
+        warn_of_idle(self.args, chain, self.objective)
         self.recorder = recorder
         self.correct_at = correct_at
         self.chain_state = chain.init()

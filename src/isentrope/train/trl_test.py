@@ -226,6 +226,22 @@ def test_declared_signals_of_the_old_policy_are_scored_its_log_probs_too(model_p
     torch.testing.assert_close(old["old.entropy"], step.signals["current.entropy"][step.mask], rtol=0, atol=2e-6)
 
 
+def test_a_link_that_can_do_nothing_is_told_once_with_the_reason(model_path, tmp_path):
+    def told(link: str, **changes) -> list[str]:
+        args = options(tmp_path, **changes)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            IsentropeTrainer(model=model_path, reward_funcs=share_of_vowels, args=args, train_dataset=toy_prompts(), control=[link])
+        return [str(one.message) for one in seen if "does nothing" in str(one.message)]
+
+    (reason,) = told("clip-higher")
+    assert reason.startswith("clip-higher does nothing in this run: with one update per generation every ratio is 1.")
+    assert told("dual-clip", loss_type="sapo", num_iterations=2) == [
+        "dual-clip does nothing in this run: the objective's form 'sapo' takes no such bound of the ratio."
+    ]
+    assert told("clip-higher", num_iterations=2) == []
+
+
 def test_unsloth_and_an_untested_trl_are_refused(monkeypatch, model_path, tmp_path):
     monkeypatch.setitem(sys.modules, "unsloth", object())
     with pytest.raises(UserError, match="Unsloth is loaded"):

@@ -1,6 +1,7 @@
 """Attention entropy tokens: both interventions on a batch by hand, their neutral settings, the schedule, and what they refuse."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -60,6 +61,12 @@ def test_the_opposite_schedule_is_noticed(monkeypatch):
 def test_the_subset_is_one_end_and_the_loss_is_over_the_kept(group, kept):
     found = slopes(AttentionEntropySubset(group=group, share=0.4), line())
     torch.testing.assert_close(found, 2.5 * torch.tensor(kept).float())  # five over two
+
+
+def test_over_all_subsets_of_one_size_the_mean_gradient_is_that_of_all_tokens():
+    """The sheet's random subset: each token is kept by 2 of 5 orders, and what is kept counts 5 / 2."""
+    orders = [slopes(AttentionEntropySubset(share=0.4), line(0, order)) for order in permutations((0.9, 0.1, 0.4, 0.2, 0.6))]
+    torch.testing.assert_close(torch.stack(orders).mean(0), torch.ones(5))
 
 
 @pytest.mark.parametrize("link", [AttentionEntropyTokens(gamma=0), AttentionEntropyTokens(form="bump", kappa=0), AttentionEntropySubset(share=1)])

@@ -227,6 +227,14 @@ def test_clip_and_weight_by_hand():
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, -2 * 1.3 / 3]], dtype=torch.float64), rtol=1e-6, atol=0)
 
 
+def test_without_a_signal_it_is_the_objective():
+    """Equal entropies: h = 0 everywhere, so windows, factors, loss and gradient are PPO's."""
+    step = small([0.7] * 4, [-1.0, 0.0, 0.2, 1.0])
+    ours, base = (policy_loss(step, LINK.recipe(), control).loss for control in (chain(LINK), chain()))
+    assert torch.equal(ours, base)
+    assert torch.equal(*(torch.autograd.grad(loss, step.log_probs)[0] for loss in (ours, base)))
+
+
 def test_at_ratio_one_uncertain_tokens_are_unchanged_and_certain_ones_attenuated():
     step = some_step(LINK)
     step = replace(step, rollouts=replace(step.rollouts, old_log_probs=step.log_probs))
