@@ -67,6 +67,9 @@ class TaskSection(Section):
         return {"name": given} if isinstance(given, str) else given
 
 
+AlarmName = Literal["collapse", "explosion", "few-tokens", "equal-groups", "narrowing", "touches-nothing", "touches-everything"]
+
+
 class EvaluateSection(Section):
     """Validation during the run."""
 
@@ -83,6 +86,16 @@ class TapeSection(Section):
     tokens_every: int | None = Field(default=5, gt=0, description="updates between token samples; none: no token rows, and TRL's own head stays")
     token_rows: int = Field(default=8, gt=0, description="responses per token sample")
     flush_every: int | None = Field(default=25, gt=0, description="updates between writes to disk beside those of checkpoints")
+
+
+class AlarmsSection(Section):
+    """What is watched during the run (docs/alarms.md)."""
+
+    enabled: bool = Field(default=True, description="watch the run; an alarm is an event on the tape and a line in the progress")
+    spent: float = Field(default=0.25, gt=0, lt=0.5, description="share of the opening entropy that counts as spent")
+    act: dict[AlarmName, Literal["stop", "bonus"]] = Field(
+        default_factory=dict, description="what an alarm does: stop ends the run cleanly, bonus doubles or halves the entropy-bonus of the chain"
+    )
 
 
 class ReportSection(Section):
@@ -118,6 +131,7 @@ class Config(Section):
     trl: dict[str, Any] = Field(default_factory=dict, description="any field of TRL's GRPOConfig")
     evaluate: EvaluateSection = EvaluateSection()
     tape: TapeSection = TapeSection()
+    alarms: AlarmsSection = AlarmsSection()
     report: ReportSection = ReportSection()
 
 

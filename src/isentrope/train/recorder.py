@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isentrope.control.stages import ChainStats, LossResult, predicted_push, removed_shares, stages_of
 from isentrope.control.step import ORIGINS, Rollouts, RowRng, Step
+from isentrope.explain.alarms import Push
 from isentrope.measure.tokens import Discriminant, Entropy, ExpectedDiscriminant, MaxProb, Signal, TargetProb
 from isentrope.provenance import Provenance
 from isentrope.tape import TapeWriter
@@ -49,6 +50,7 @@ class TapeRecorder:
         self.update_norm = update_norm
         self.equal_rewards = 0
         self.last: dict[str, float] = {}
+        self.pushes: tuple[Push, ...] = ()  # the tokens sampled in the last update; none in most
         self._text: dict[int, str] = {}
         self._seen: dict[str, int] = {}
         self._clear()
@@ -147,6 +149,7 @@ class TapeRecorder:
         if self.steps and trainer.accelerator.is_main_process:
             self.writer.append("steps", [row])
         self._watch(trainer, row)
+        self.pushes = tuple(self._pushes)
         self._clear()
 
     def _over_ranks(self, trainer: "IsentropeTrainer") -> tuple[dict[str, float], float]:
@@ -176,6 +179,7 @@ class TapeRecorder:
         self._sums: dict[str, float] = defaultdict(float)
         self._link: dict[str, float] = {}
         self._removed: dict[str, list[float]] = {}
+        self._pushes: list[Push] = []
         self._weights: list[Tensor] | None = None
         self._began = time.perf_counter()
         self._batch: dict[str, float] = getattr(self, "_batch", {})
@@ -233,6 +237,7 @@ class TapeRecorder:
         for key, touched in result.observed.touched.items():
             columns[f"link/{key}"] = touched[row, position].tolist()
         self.writer.append("tokens", columns)
+        self._pushes += [Push(*one) for one in zip(columns["text"], columns["push"], columns["advantage"], strict=True)]
 
     def _decoded(self, token: int) -> str:
         if token not in self._text:

@@ -30,8 +30,10 @@ from trl import GRPOConfig
 
 from isentrope.config import Config
 from isentrope.errors import DiskError, UserError
+from isentrope.explain.alarms import Seen
 from isentrope.tape import Tape, TapeError, TapeWriter, write_json_atomic, write_text_atomic
 from isentrope.train import checkpoint, models, tasks
+from isentrope.train.alarms import Alarms
 from isentrope.train.carried import built, objective_of
 from isentrope.train.evaluate import Evaluation, evaluate
 from isentrope.train.forecast import law_figures
@@ -115,6 +117,7 @@ class Run:
                 recorder=self.recorder,
                 correct_at=self.task.correct_at,
             )
+        self.alarms = self._alarms()
         self.trainer.run = self
         self.trainer.failure_directory = directory
         self.trainer.add_callback(_RunCallback(self))
@@ -128,9 +131,14 @@ class Run:
     def go(self) -> RunResult:
         if self.resumed is not None:
             self.writer.truncate_after(self.resumed.step)
-            self.best = json.loads((self.resumed.path / "run_state.json").read_text())["best"]
+            state = json.loads((self.resumed.path / "run_state.json").read_text())
+            self.best = state["best"]
+            if self.alarms is not None and state.get("alarms") is not None:
+                self.alarms.load_state(state["alarms"])
         if self.trainer.accelerator.is_main_process:
             self.describe()
+        if self.alarms is not None:
+            self.trainer.chain = self.alarms.controlled()
         self.progress.start(int(self.args.max_steps))
         previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
@@ -148,11 +156,12 @@ class Run:
         return RunResult(self.directory, self.finish())
 
     def _already_trained(self) -> bool:
-        """Whether the checkpoint holds the last update: then only its weights are wanted. (transformers would train one more.)"""
+        """Whether the checkpoint holds the last update, planned or stopped at: then only its weights are wanted. (transformers would train one more.)"""
         if self.resumed is None:
             return False
         state = TrainerState.load_from_json(str(self.resumed.path / "trainer_state.json"))
-        if not 0 < state.max_steps <= state.global_step:
+        stopped = self.alarms is not None and self.alarms.stopped is not None
+        if not stopped and not 0 < state.max_steps <= state.global_step:
             return False
         self.trainer._load_from_checkpoint(str(self.resumed.path))
         self.trainer.state = state
@@ -185,6 +194,23 @@ class Run:
                 self.warn("reward-fault", f"{kind}: {count} completions so far could not be scored; they get advantage 0 and teach nothing.")
 
     # --- what a step brings
+
+    def _alarms(self) -> Alarms | None:
+        settings = self.config.alarms
+        if not settings.enabled:
+            return None
+        end = int(self.args.max_steps) if self.args.max_steps > 0 else None
+        return Alarms(self.trainer.chain, self.warn, end=end, spent=settings.spent, act=settings.act)
+
+    def watch(self, evaluation: Evaluation | None) -> bool:
+        """The alarms see the update that has just ended. True if one of them stops the run."""
+        if self.alarms is None:
+            return False
+        measured = None if evaluation is None else {row["metric"]: (row["value"], row["low"], row["high"]) for row in evaluation.rows}
+        step = self.trainer.state.global_step
+        stop = self.alarms.see(Seen(step, self.recorder.last if step else {}, self.recorder.pushes if step else (), measured))
+        self.trainer.chain = self.alarms.controlled()
+        return stop
 
     def evaluate(self) -> Evaluation:
         """Validation at the current weights, on the tape; a new best model is kept."""
@@ -220,7 +246,7 @@ class Run:
             trainer.state.save_to_json(str(path / "trainer_state.json"))
             for rank, state in states.items():
                 checkpoint.save_state(path / host_state_name(rank), dict(state))
-            write_json_atomic(path / "run_state.json", {"best": self.best})
+            write_json_atomic(path / "run_state.json", {"best": self.best, "alarms": None if self.alarms is None else self.alarms.state()})
 
         self.writer.flush(step)
         checkpoint.save(self.directory, step, write)
@@ -315,6 +341,8 @@ class Run:
         trainer = self.trainer
         self.writer.flush(trainer.state.global_step)
         summary = summarise(Tape.read(self.directory), self.best)
+        if self.alarms is not None and self.alarms.stopped is not None:
+            summary |= {"stopped.by": f"alarm {self.alarms.stopped['by']}", "stopped.step": self.alarms.stopped["step"]}
         if trainer.accelerator.is_main_process:
             write_json_atomic(self.directory / "summary.json", summary)
             self._save_model("final")
@@ -348,20 +376,22 @@ class _RunCallback(TrainerCallback):
         self.run = run
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0 and self.run.config.evaluate.every is not None:
-            self.run.evaluate()
+        if state.global_step == 0:
+            self.run.watch(self.run.evaluate() if self.run.config.evaluate.every is not None else None)
 
     def on_step_end(self, args, state, control, **kwargs):
         run = self.run
         last = state.global_step >= state.max_steps
         every = run.config.evaluate.every
-        if every is not None and (state.global_step % every == 0 or last):
+        evaluation = run.evaluate() if every is not None and (state.global_step % every == 0 or last) else None
+        stop = run.watch(evaluation)
+        if stop and every is not None and evaluation is None:
             run.evaluate()
         run.progress.step({"step": state.global_step, **run.recorder.last})
         run.note_reward_faults()
         if run.config.tape.flush_every and state.global_step % run.config.tape.flush_every == 0:
             run.writer.flush(state.global_step)
-        if run.interrupted:
+        if run.interrupted or stop:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -166,6 +166,7 @@ function drawLines(element, id, spec) {
       line: { color: colour, width: series.width, dash: series.dash }, marker: { color: colour, size: series.width + 3 },
     });
   }
+  drawSpans(layout, spec.spans || [], last);
   if (spec.rule !== null) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: spec.rule * factor, y1: spec.rule * factor, line: { color: role("muted"), width: 1 } });
   const height = element.clientHeight - margin.t - margin.b, [low, high] = layout.yaxis.range;
   const labels = labelled.map(series => {
@@ -196,6 +197,16 @@ function nameBand(layout, series, x, high, log) {
   // A band's name stands just above its upper edge, clear of it over the name's own width.
   const at = Math.round(0.2 * x.length), edge = Math.max(...high.slice(at, Math.round(0.45 * x.length)));
   layout.annotations.push({ text: plain(series.band), x: x[at], y: log ? Math.log10(edge) : edge, xref: "x", yref: "y", xanchor: "left", yanchor: "bottom", showarrow: false, bgcolor: rgba(role("card"), 0.55), borderpad: 1, font: { size: 11.5, color: role("ink") } });
+}
+
+function drawSpans(layout, spans, last) {
+  // Stretches of the x axis with their names, each name on a line of its own from the top, so that none overlaps another.
+  const names = [...new Set(spans.map(span => span.name))];
+  for (const span of spans) {
+    layout.shapes.push({ type: "rect", xref: "x", yref: "paper", x0: span.first, x1: Math.max(span.last, span.first + last / 200), y0: 0, y1: 1, fillcolor: rgba(role("bad"), 0.07), line: { width: 0 }, layer: "below" });
+    layout.shapes.push({ type: "line", xref: "x", yref: "paper", x0: span.first, x1: span.first, y0: 0, y1: 1, line: { color: role("bad"), width: 1, dash: "dot" } });
+    layout.annotations.push({ text: plain(span.name), x: span.first, y: 1 - 0.075 * names.indexOf(span.name), xref: "x", yref: "paper", xanchor: span.first > 0.7 * last ? "right" : "left", yanchor: "top", showarrow: false, font: { size: 11.5, color: role("ink") } });
+  }
 }
 
 function nearest(values, wanted) {

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from isentrope.report.data import Run
 from isentrope.report.figure import Section
-from isentrope.report.sections import entropy, forecast, learning, pressure, record, samples, support, touch
+from isentrope.report.sections import alarms, entropy, forecast, learning, pressure, record, samples, support, touch
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     learning.section,
@@ -12,6 +12,7 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     entropy.by_position,
     support.section,
     forecast.section,
+    alarms.section,
     pressure.section,
     touch.section,
     samples.section,
