@@ -47,6 +47,7 @@ class Turns(Intervention):
 AEM = AemAgentic()
 ARMS: dict[str, Sequence[Intervention]] = {
     "A": (), "alpha A": (Turns(AEM),), "alpha A, permuted": (Turns(placebo(AEM)),), "alpha A, mean kept at A's": (Turns(AEM, recentre=True),),
+    "alpha A, strength 3": (Turns(AemAgentic(strength=3.0)),),
 }  # fmt: skip
 
 
@@ -59,17 +60,17 @@ def measure(bench: Bench) -> Findings:
             arms[name].append(train(episodes(seed), links, seed=seed, objective=Objective.named("dapo"), settings=SETTINGS))
         for name in ("A", "alpha A"):
             equal.setdefault(name, []).append(train(episodes(seed), ARMS[name], seed=seed, objective=Objective.named("grpo"), settings=SETTINGS))
-    base, aem, other, kept = arms.values()
+    base, aem, other, kept, strong = arms.values()
     return Findings(
         (
             over("early", "entropy while most episodes fail, alpha A less A, at equal reward", _each(early, base, aem), "nats"),
             over("late", "entropy once most succeed, alpha A less A, at equal reward", _each(late, base, aem), "nats"),
             over("cause", "entropy while most fail, alpha A less permuted factors, at equal reward", _each(early, other, aem), "nats"),
-            over(
-                "speed", "mean reward along training, alpha A less A", [two["reward"].mean() - one["reward"].mean() for one, two in zip(base, aem, strict=True)]
-            ),
+            over("speed", "mean reward along training, alpha A less A", _gain(base, aem)),
             over("mechanism", "entropy while most fail, alpha A less the same with A's mean, at equal reward", _each(early, kept, aem), "nats"),
             over("grpo", "as the first, every episode weighing the same (GRPO's mean)", _each(early, equal["A"], equal["alpha A"]), "nats"),
+            over("strong", "as the first, at strength 3", _each(early, base, strong), "nats"),
+            over("strong-speed", "mean reward along training, strength 3 less A", _gain(base, strong)),
             over("start", "share of successes at the start", [item["reward"][0] for item in base]),
             over("end", "share of successes at the end, A", [item["reward"][-1] for item in base]),
         ),
@@ -104,6 +105,10 @@ def late(base: History, other: History) -> float:
 
 def _between(base: History, other: History, low: float, high: float) -> float:
     return float(np.mean([other.at(level) - base.at(level) for level in np.linspace(low, high, 11)[1:-1]]))
+
+
+def _gain(base: list[History], other: list[History]) -> list[float]:
+    return [float(two["reward"].mean() - one["reward"].mean()) for one, two in zip(base, other, strict=True)]
 
 
 def _each(what: Callable[[History, History], float], base: list[History], other: list[History]) -> list[float]:
