@@ -9,7 +9,7 @@ from isentrope.lab.claims._worlds import forks
 from isentrope.lab.pictures import bands
 from isentrope.lab.tabular import Settings, matched, train
 
-SETTINGS = Settings(updates=60, samples=8, rate=4.0, inner=8, every=5)
+SETTINGS = Settings(updates=48, samples=8, rate=4.0, inner=8, every=4)
 LINK = AepoAgentic()
 ARMS = {
     "PPO clip": None, "clip-higher": ClipHigher(), "AEPO": LINK, "AEPO, clip alone": AepoAgentic(alpha=0.0),
@@ -57,10 +57,10 @@ CLAIM = Claim(
     source="a third-party restatement of the paper, consistent with the released code",
     ours="Eight steps on every generation, so that ratios leave the clip range: PPO clip, clip-higher, AEPO's clip and advantage together and alone, "
     "and the placebo of both, on nearly forced syntax around two decisive tokens per answer.",
-    scale="tabular policy, 8 prompts, 6 tokens out of 4, 60 generations of 64 responses, 8 steps each",
+    scale="tabular policy, 8 prompts, 6 tokens out of 4, 48 generations of 64 responses, 8 steps each",
     minutes=5.0,
     measure=measure,
-    seeds=12,
+    seeds=8,
     expects=(
         Expect("gap", "AEPO keeps more entropy than PPO at equal reward", low=0.0),
         Expect("cause", "it keeps more than its placebo", low=0.0),
