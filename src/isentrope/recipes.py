@@ -45,6 +45,18 @@ RECIPES = (
         "entropy-sft", "light-if", "Supervised fine-tuning on the tokens whose loss most exceeds their entropy.", _SFT,
         "Light-IF, arXiv 2508.03178; Qihoo360/Light-IF 01e9003, custom_entropy_trainer.py (Apache-2.0)",
     ),
+    Recipe(
+        "reasonmaxxer", "reasonmaxxer", "A signed cross-entropy on the uncertain positions of the base's own answers, a KL to the base elsewhere.", _SFT,
+        "Rethinking RL for LLM Reasoning, arXiv 2605.06241; scripts in ansz42/ReasonMaxxer (MIT)",
+    ),
+    Recipe(
+        "pld", "pld", "Distillation by the likelihood of the teacher's ranking, each choice weighted by the teacher's confidence.", "any loop: a pure loss",
+        "PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv 2506.12542, appendix C",
+    ),
+    Recipe(
+        "awm", "awm", "A flow model's own matching loss weighted by the advantage, in place of a step likelihood.", "any loop: a pure loss",
+        "Advantage Weighted Matching, arXiv 2509.25050; scxue/advantage_weighted_matching be51372, train_sd3_awm.py (Apache-2.0)",
+    ),
 )  # fmt: skip
 
 

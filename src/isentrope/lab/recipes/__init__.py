@@ -76,10 +76,10 @@ def table(result: Mapping[str, Any]) -> str:
     for arm in arms:
         cells = []
         for figure in figures:
-            values = [rows[arm][seed].get(figure, math.nan) for seed in seeds]
-            mean = f"{sum(values) / len(values):.4g}"
-            gaps = [rows[arm][seed].get(figure, math.nan) - first[seed].get(figure, math.nan) for seed in seeds]
-            cells.append(mean if arm == arms[0] else f"{mean} ({_difference(gaps)})")
+            values = [rows[arm][seed][figure] for seed in seeds if figure in rows[arm][seed]]
+            mean = f"{sum(values) / len(values):.4g}" if values else "-"
+            gaps = [rows[arm][seed][figure] - first[seed][figure] for seed in seeds if figure in rows[arm][seed] and figure in first[seed]]
+            cells.append(mean if arm == arms[0] or not gaps else f"{mean} ({_difference(gaps)})")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     meaning = [f"- {name}: {text}" for name, text in {**result["arms"], **result["figures"]}.items()]
     head = f"{result['recipe']}: {result['steps']} updates, {len(seeds)} seeds; in brackets the paired difference to {arms[0]} with its 95 % interval."
