@@ -102,13 +102,9 @@ def describe(plan: Plan, guess: float) -> str:
     lines += [f"no placebo of {name}: {reason}" for name, reason in plan.without_placebo.items()]
     kinds = {"pilot": "pilots", "tune": "tuning runs", "run": "runs"}
     counted = ", ".join(f"{count} {kinds[kind]}" for kind in kinds if (count := sum(task.kind == kind for task in tasks)))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{counted} of {plan.steps} updates; one run takes at most about {told(guess)} on one thread, all {told(guess * updates / plan.steps)} of core time",
-        ]
-    )
+    whole = told(guess * updates / plan.steps)
+    cost = f"{counted} of {plan.steps} updates; one run takes at most about {told(guess)} on one thread, all {whole} of core time"
+    return "\n".join([*lines, "", cost])
 
 
 def summary(results: Results) -> str:

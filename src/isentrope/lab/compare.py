@@ -10,6 +10,7 @@ A run is finished when its summary.json stands; then nothing of it is computed a
 with a checkpoint goes on from it, one without begins anew, one that failed is tried once more.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -180,8 +181,6 @@ def _said(state: Comparison, ended: Ended) -> str:
 
 
 def _short_of_room(directory: Path) -> str:
-    import shutil
-
     free = shutil.disk_usage(directory).free
     return f"{free / 2**20:.0f} MiB are free where {directory} lies, and a run may need {ROOM / 2**20:.0f}." if free < ROOM else ""
 

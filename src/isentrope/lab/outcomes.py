@@ -5,7 +5,8 @@ Matched step: the mean of the evaluations in the last third of the updates.
 Matched reward: of two runs of one seed, each metric is read where the held-out pass@1 is the same.
 1. pass@1 over the evaluations of a run is made to rise: neighbours that fall are pooled into their mean until none does (isotonic least
    squares, pool adjacent violators). Steps and metrics are averaged over the same pools. Each pool is a knot.
-2. Between knots a metric is linear in pass@1.
+2. Between knots a metric is a monotone cubic of pass@1 (Fritsch-Carlson). Straight lines would cut the corners of a bent path, more so
+   for the run whose evaluations lie farther apart in reward, and so make a difference where there is none.
 3. The common range is from the higher of the two first knots to the lower of the two last ones. The difference is averaged over its
    upper half, where the runs have learned something and both have been. A range below MIN_RANGE compares nothing: NaN.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from isentrope.tape import Tape
 
@@ -46,6 +48,11 @@ class Outcome:
     def path(self) -> float:
         """How far the weights went in all, sum of |delta theta|; NaN if that was not recorded."""
         return float(self.train["update/norm"].sum()) if "update/norm" in self.train else math.nan
+
+    def tokens(self) -> float:
+        """Tokens sampled in all, with what a method samples in addition."""
+        extra = [values for name, values in self.train.items() if name.endswith("extra_tokens")]
+        return float(sum(np.nansum(values) for values in (self.train.get("tokens", np.array([math.nan])), *extra))) if "tokens" in self.train else math.nan
 
     def stride(self, skip: int = 0) -> float:
         """Mean of |delta theta| per unit of learning rate over the updates after the first `skip`; NaN if not recorded."""
@@ -107,7 +114,12 @@ def matched(one: Outcome, other: Outcome, metric: str) -> float:
     if high - low < MIN_RANGE:
         return math.nan
     levels = np.linspace((low + high) / 2, high, LEVELS)
-    return float(np.mean(np.interp(levels, a["pass@1"], a[metric]) - np.interp(levels, b["pass@1"], b[metric])))
+    return float(np.mean(_along(a, metric, levels) - _along(b, metric, levels)))
+
+
+def _along(knots: Mapping[str, np.ndarray], metric: str, levels: np.ndarray) -> np.ndarray:
+    """The metric at these levels of pass@1, inside the knots' range."""
+    return PchipInterpolator(knots["pass@1"], knots[metric])(levels)
 
 
 def common(one: Outcome, other: Outcome) -> tuple[float, float]:

@@ -50,6 +50,13 @@ def test_a_slower_learner_on_the_same_path_differs_at_matched_step_and_not_at_ma
     assert matched(slow, fast, "step") == pytest.approx(np.mean((np.linspace(0.35, 0.5, 65) - 0.2) * (400 - 200)))
 
 
+def test_a_bent_path_is_the_same_path_however_the_evaluations_fall_on_it():
+    """entropy = (1 - reward)^2, one run at twice the other's spacing in reward: straight lines would differ by up to spacing^2 / 4 = 0.01."""
+    dense, sparse = np.linspace(0.2, 0.5, 7), np.linspace(0.2, 0.8, 4)
+    one, other = run(dense, (1 - dense) ** 2), run(sparse, (1 - sparse) ** 2, step=np.arange(4) * 40.0)
+    assert abs(matched(one, other, "entropy")) < 4e-4
+
+
 def test_another_path_differs_at_matched_reward_by_what_it_differs():
     base = run(np.linspace(0.2, 0.8, 7))
     other = run(np.linspace(0.2, 0.7, 7), entropy=1.05 - np.linspace(0.2, 0.7, 7))

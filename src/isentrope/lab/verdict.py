@@ -106,8 +106,17 @@ def with_interval(item: Difference, digits: int = 3) -> str:
     return f"{signed(item.mean, digits)} [{signed(item.low, digits)}, {signed(item.high, digits)}]"
 
 
+def chance(p: float) -> str:
+    """A corrected p value in words.
+
+    >>> chance(0.0312), chance(3e-9)
+    ('corrected p 0.031', 'corrected p < 0.001')
+    """
+    return "corrected p < 0.001" if p < 0.001 else f"corrected p {p:.2g}"
+
+
 def _listed(found: Mapping[str, Difference], names: list[str]) -> str:
-    return " and ".join(f"{with_interval(found[name])} {name} (corrected p {found[name].adjusted:.2g})" for name in names)
+    return " and ".join(f"{with_interval(found[name])} {name} ({chance(found[name].adjusted)})" for name in names)
 
 
 def _seen(found: Mapping[str, Difference]) -> str:
@@ -125,4 +134,4 @@ def _entropy(item: Difference | None) -> str:
         return "Entropy at the same reward is the baseline's."
     if not item.found:
         return f"Entropy at the same reward: no difference found ({with_interval(item)} nats; {item.detectable:.2g} would have been seen)."
-    return f"Entropy at the same reward is {'higher' if item.found > 0 else 'lower'}: {with_interval(item)} nats (corrected p {item.adjusted:.2g})."
+    return f"Entropy at the same reward is {'higher' if item.found > 0 else 'lower'}: {with_interval(item)} nats ({chance(item.adjusted)})."
