@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from isentrope.control.objectives import Objective
-from isentrope.control.stages import Intervention, stages_of
+from isentrope.control.stages import Intervention, Select, stages_of
 
 PRESET = "control-check"
 """The preset that the recipes run on: the embedded model, four updates per generation batch, each batch used twice."""
@@ -28,6 +28,10 @@ def cost(link: Intervention) -> dict[str, Any]:
     """
     stages, old = stages_of(link), any(need.policy == "old" for need in link.needs)
     generated = []
+    asked = link.probe() if isinstance(link, Select) else None
+    if asked is not None:
+        of = "every prompt" if asked.prompts is None else f"{asked.prompts} prompts"
+        generated.append(f"once, before training, {asked.samples} responses to {of}, counted as isentrope/probe_tokens")
     if "extra" in stages:
         generated.append("the responses that it asks for, counted as isentrope/extra_tokens")
     if "filter" in stages:

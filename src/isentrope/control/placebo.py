@@ -5,6 +5,7 @@ ones that `x` would choose. Whatever effect is left is the effect of touching th
 
 | stage | what stays | what is drawn at random |
 |---|---|---|
+| select | number of prompts | which of those that were probed |
 | extra, rows | number of groups asked for, of rows replaced and dropped, their advantages | which; sampled at the batch's own temperature |
 | sample | the temperatures of a decoding step | which response gets which |
 | reward, advantage | the shaping terms of a group | which response (token) of the group gets which |
@@ -31,6 +32,8 @@ from isentrope.control.stages import (
     ExtraRequest,
     Intervention,
     Penalty,
+    Probed,
+    ProbeRequest,
     Regularise,
     RowEdit,
     Survey,
@@ -163,6 +166,14 @@ def _ranks(rng: RowRng, ids: Int[Tensor, " item"]) -> Int[Tensor, " item"]:
 
 
 # --- one part per stage
+
+
+class _Select:
+    def probe(self) -> ProbeRequest | None:
+        return self.inner.probe()
+
+    def select(self, probed: Probed) -> Int[Tensor, " chosen"]:
+        return probed.position[_ranks(self.keys(RowRng()), probed.position)][: len(self.inner.select(probed))]
 
 
 class _Extra:
@@ -303,7 +314,7 @@ class _Update:
 
 
 _STAGES: Mapping[str, type] = {
-    "extra": _Extra, "sample": _Sample, "reward": _Reward, "filter": _Filter, "advantage": _Advantage, "rows": _Rows,
+    "select": _Select, "extra": _Extra, "sample": _Sample, "reward": _Reward, "filter": _Filter, "advantage": _Advantage, "rows": _Rows,
     "survey": _Survey, "clip": _Clip, "weight": _Weight, "regularise": _Regularise, "update": _Update,
 }  # fmt: skip
 

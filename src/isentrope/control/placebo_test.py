@@ -278,7 +278,7 @@ class OwnPolicy(Intervention):
     ("link", "wording"),
     [
         (Nothing(), "Nothing has no stage"),
-        (OwnPolicy(), "OwnPolicy has the stage policy, which has no budget to permute. Placebos exist for: extra, sample"),
+        (OwnPolicy(), "OwnPolicy has the stage policy, which has no budget to permute. Placebos exist for: select, extra, sample"),
         (placebo(KeepUncertain()), "keep-uncertain-placebo is a placebo already. For another one, change its seed"),
     ],
 )

@@ -1,10 +1,11 @@
 """What a stage may ask of the network's inside, beyond what one position's logits tell: `Need(HiddenStates(), policy="old")`.
 
-Requests are of the behaviour policy only: the host fills them in its one scoring pass without gradient, detached. The row of a response token
-is that of the position which PRODUCES it, one before its own.
+Requests are of the behaviour policy, which the host fills in its one scoring pass without gradient, detached; `LayerLogProb` also of the current
+one, with gradient. The row of a response token is that of the position which PRODUCES it, one before its own.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from isentrope.measure.signals import Signal
 
@@ -12,7 +13,9 @@ from isentrope.measure.signals import Signal
 @dataclass(frozen=True)
 class Request(Signal):
     """Of the inside of the network, per response token. What has a feature axis is handed to the rollout stages (`advantage`, ...) only: a slice
-    of the update does not carry it."""
+    of the update does not carry it. `of_current`: it may be asked of the current policy too."""
+
+    of_current: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,28 @@ class AttentionEntropy(Request):
     @property
     def key(self) -> str:
         return f"{self.name}[{'middle' if self.layer is None else self.layer}{',sinkless' if self.sinkless else ''}]"
+
+
+@dataclass(frozen=True)
+class LayerLogProb(Request):
+    """ln of the internal policy of a block for the sampled token, nats, [response, token]: softmax of (h . W^T) / T with h what block `layer` leaves.
+
+    layer: counted from 1, as the paper does. W, its bias, scale and softcap are the model's own head, T the sampling temperature.
+    norm: "none" decodes the stream as it is, "final" through the model's final norm first. The last block's is the full policy's own
+    log-prob, norm and all, whatever `norm` says: transformers hands its output after the norm.
+    Gradient (of the current policy): the blocks up to `layer`, the embeddings and the head; exactly none above, and none of the final norm.
+    """
+
+    layer: int
+    norm: Literal["none", "final"] = "none"
+    grad: bool = True
+    name = "layer_log_prob"
+    of_current = True
+
+    def __post_init__(self):
+        if self.layer < 1:
+            raise ValueError(f"LayerLogProb: layer must be at least 1, blocks are counted from 1. Got {self.layer}.")
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}[{self.layer}{',norm' if self.norm == 'final' else ''}]"

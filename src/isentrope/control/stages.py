@@ -3,6 +3,7 @@
 An intervention is a frozen dataclass of its hyper-parameters with one method for each stage that its paper edits; which stages
 it has is read off its methods (the protocols below). Stages run on four clocks:
 
+- before training, once: `select` (which prompts, from what the starting policy makes of them)
 - rollout, once per generation and over all ranks: `extra`, `temperature`, `reward`, `keep`, `advantage`, `rows`
 - update, once per optimiser step over all its slices and ranks, without gradient: `survey`
 - micro-batch, with gradient: `policy`, `clip`, `weight`, `regularise`
@@ -82,6 +83,24 @@ class Intervention:
 
 
 @dataclass(frozen=True)
+class ProbeRequest:
+    """What is sampled before training: `samples` responses to each of `prompts` prompts of the training set, drawn by key (None: to all)."""
+
+    samples: int
+    prompts: int | None = None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the starting policy made of prompts of the training set, in the order of their positions."""
+
+    position: Int[Tensor, " prompt"]
+    reward: Float[Tensor, "prompt sample"]
+    correct: Float[Tensor, "prompt sample"]  # NaN where no verifier spoke
+    length: Int[Tensor, "prompt sample"]  # tokens
+
+
+@dataclass(frozen=True)
 class ExtraRequest:
     """More responses to be sampled before the `rows` stage: for these groups of the batch, `samples` each, at `temperature`.
 
@@ -125,6 +144,14 @@ class TokenWeight:
 
 
 @dataclass(frozen=True)
+class PolicyPair:
+    """The policy of the ratio, with gradient, and the one it is compared with: log-probs of the sampled tokens, nats."""
+
+    log_probs: Float[Tensor, "response token"]
+    old_log_probs: Float[Tensor, "response token"]
+
+
+@dataclass(frozen=True)
 class Penalty:
     """A term added to the loss: `token` is aggregated like the policy loss; `total` is this slice's part of a sum that
     runs over all slices and ranks of the update. `touched` says on which tokens it acts."""
@@ -135,6 +162,17 @@ class Penalty:
 
 
 # --- the stages, each a protocol with one method
+
+
+@runtime_checkable
+class Select(Protocol):
+    def probe(self) -> ProbeRequest | None:
+        """What the host samples before training; None: nothing is selected."""
+        ...
+
+    def select(self, probed: Probed) -> Int[Tensor, " chosen"]:
+        """Positions, among those probed, of the prompts that the run trains on."""
+        ...
 
 
 @runtime_checkable
@@ -180,7 +218,9 @@ class Survey(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    def policy(self, step: Step) -> Float[Tensor, "response token"]: ...
+    def policy(self, step: Step) -> "Float[Tensor, 'response token'] | PolicyPair":
+        """The log-probs that form the ratio; a pair where the policy they are compared with is another one too."""
+        ...
 
 
 @runtime_checkable
@@ -206,7 +246,7 @@ class Update(Protocol):
 
 
 ROLLOUT_STAGES: Mapping[str, type] = {
-    "extra": Extra, "sample": Sample, "reward": Reward, "filter": Filter, "advantage": Advantage, "rows": Rows,
+    "select": Select, "extra": Extra, "sample": Sample, "reward": Reward, "filter": Filter, "advantage": Advantage, "rows": Rows,
 }  # fmt: skip
 UPDATE_STAGES: Mapping[str, type] = {
     "survey": Survey, "policy": Policy, "clip": Clip, "weight": Weight, "regularise": Regularise, "update": Update,
@@ -341,10 +381,12 @@ def policy_loss(
     state = control.init() if state is None else state
     if stats is None and control.links:
         stats = survey(step, objective, control, state, rng)
-    step = _prepare(step, objective, control)
+    given, step = step, _prepare(step, objective, control)
     mask = step.mask
     found = _local_stats(step, control, stats, state, rng)
     touched: dict[str, Tensor] = {key: torch.zeros_like(mask) for key in control.keys}
+    for index, _ in control.having(Policy):
+        touched[control.keys[index]] |= mask & (step.log_probs.detach() != given.log_probs.detach())
 
     for index, link in control.having(Clip):
         before, step = step, replace(step, bounds=link.clip(step, found[index], state[index]))
@@ -461,6 +503,8 @@ def _prepare(step: Step, objective: Objective, control: Chain) -> Step:
     log_probs = policies[0][1].policy(step) if policies else step.log_probs
     rollouts = step.rollouts
     old = rollouts.old_log_probs
+    if isinstance(log_probs, PolicyPair):
+        log_probs, old = log_probs.log_probs, log_probs.old_log_probs
     rollouts = replace(
         rollouts,
         old_log_probs=None if old is None else torch.where(mask, old, 0.0),

@@ -31,14 +31,14 @@ ORIGINS = ("policy", "branch", "replay", "offline")
 class Need:
     """A signal that a stage reads, and of which policy: "old" (the behaviour policy, scored once per rollout) or "current".
 
-    Raises ValueError for a request of the network's inside (`control.requests`) from the current policy.
+    Raises ValueError for a request of the network's inside (`control.requests`) from the current policy, unless it allows that.
     """
 
     signal: Signal
     policy: Literal["old", "current"] = "current"
 
     def __post_init__(self):
-        if isinstance(self.signal, Request) and self.policy != "old":
+        if isinstance(self.signal, Request) and self.policy != "old" and not self.signal.of_current:
             raise ValueError(f"Need: {self.signal!r} is scored once per rollout. Got policy={self.policy!r}. Write policy='old'.")
 
     @property

@@ -16,11 +16,12 @@ from isentrope.control.stages import (
     Reward,
     Rows,
     Sample,
+    Select,
     Survey,
     Weight,
 )  # fmt: skip
 from isentrope.control.step import State, Step
-from isentrope.testing.world import RNG, World
+from isentrope.testing.world import RNG, World, probed
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ def decisions(link: Intervention, scene: World, state: State, asked: Interventio
 
 def _on_rollouts(link: Intervention, scene: World, state: State, asked: Intervention) -> dict[str, Decision]:
     rollouts, found = scene.rollouts, {}
+    if isinstance(link, Select) and link.probe() is not None:
+        chosen = link.select(probed(scene))
+        found["select"] = Decision(torch.tensor([len(chosen)]), chosen, 0 < len(chosen) < len(rollouts.group.unique()))
     if isinstance(link, Extra):
         request = link.extra(rollouts, scene.progress, state)
         groups = torch.zeros(0) if request is None else request.groups

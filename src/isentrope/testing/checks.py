@@ -20,7 +20,7 @@ from torch import Tensor
 
 from isentrope.control.objectives import Objective
 from isentrope.control.placebo import placebo
-from isentrope.control.stages import STAGES, Chain, Intervention, Weight, chain, gradient, policy_loss, stages_of, survey
+from isentrope.control.stages import STAGES, Chain, Intervention, Policy, Weight, chain, gradient, policy_loss, stages_of, survey
 from isentrope.control.step import Need, RowRng, State, Step
 from isentrope.testing.budget import Decision, decisions
 from isentrope.testing.world import RNG, Outcome, World, lived, play, roll, world
@@ -286,7 +286,8 @@ def degenerate(seed: int) -> Mapping[str, World]:
 
 
 def gradients_flow_only_where_declared(link: Intervention, seed: int) -> None:
-    """Log-probs receive a gradient; a signal only if asked for with grad=True; rollouts none beyond the objective's own; weights none."""
+    """Log-probs (or those of the policy that a link puts in their place) receive a gradient; a signal only if asked for with grad=True; rollouts
+    none beyond the objective's own; weights none."""
     declared = {need.key for need in link.needs if gradient(need.signal)}
     reached = False
     for scene, state in scenes(link, seed):
@@ -297,7 +298,7 @@ def gradients_flow_only_where_declared(link: Intervention, seed: int) -> None:
         base = _reached(step, policy_loss(step, objective).loss)
         leaked = ours - base - declared - {"log_probs"}
         require(not leaked, f"gradient reaches {', '.join(sorted(leaked))}; declare it with grad=True, or detach it.")
-        reached = reached or "log_probs" in ours
+        reached = reached or "log_probs" in ours or (isinstance(link, Policy) and bool(ours & declared))
         if isinstance(link, Weight) and not declared:
             ready = replace(step, ratio=objective.ratio(step.log_probs, step.old_log_probs, step.mask), bounds=objective.bounds())
             value = link.weight(ready, stats.links[0], state).value

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from isentrope.control.objectives import Objective
-from isentrope.control.requests import AttentionEntropy, Request
+from isentrope.control.requests import AttentionEntropy, LayerLogProb, Request
 from isentrope.control.stages import (
     Advantage,
     Chain,
@@ -22,6 +22,7 @@ from isentrope.control.stages import (
     ExtraRequest,
     Filter,
     Intervention,
+    Probed,
     Reward,
     RowEdit,
     Rows,
@@ -32,7 +33,7 @@ from isentrope.control.stages import (
     survey,
 )  # fmt: skip
 from isentrope.control.step import ORIGINS, Need, Normaliser, Progress, Rollouts, RowRng, State, Step, concatenate, join_steps, micro_batches, pad_width
-from isentrope.measure.tokens import LogProb, Signal, token_signals_from_logits
+from isentrope.measure.tokens import LogProb, token_signals_from_logits
 
 RNG = RowRng(seed=11, step=4)
 """Keys that a play uses unless told otherwise."""
@@ -70,7 +71,7 @@ class World:
         with torch.no_grad():
             old = token_signals_from_logits(self.old, ids, [LogProb(grad=False), *wanted])
             ref = token_signals_from_logits(self.ref, ids, [LogProb(grad=False)])
-        inside = {signal.key: _inside(signal, self.old) for signal in declared if isinstance(signal, Request)}
+        inside = {signal.key: _inside(signal, self.old, ids).detach() for signal in declared if isinstance(signal, Request)}
         padded = {key: torch.where(mask if value.ndim == 2 else mask[..., None], value, self.padding) for key, value in (old | inside).items()}
         rollouts = replace(
             self.rollouts,
@@ -87,9 +88,11 @@ class World:
 
         It carries the signals that `needs` declare and no other, so that reading an undeclared one is an error.
         """
-        wanted: tuple[Signal, ...] = tuple(need.signal for need in needs if need.policy == "current" and need.signal.key != "log_prob")
+        current = [need.signal for need in needs if need.policy == "current" and need.signal.key != "log_prob"]
+        wanted = [signal for signal in current if not isinstance(signal, Request)]
         logits, mask = self.logits if logits is None else logits, self.rollouts.trained_mask
-        found = token_signals_from_logits(logits, self.rollouts.completion_ids, [LogProb(), *wanted])
+        found = dict(token_signals_from_logits(logits, self.rollouts.completion_ids, [LogProb(), *wanted]))
+        found |= {signal.key: _inside(signal, logits, self.rollouts.completion_ids) for signal in current if isinstance(signal, Request)}
         found = {key: torch.where(mask, value, self.padding) for key, value in found.items()}
         signals = {f"current.{key}": value for key, value in found.items() if key != "log_prob" or _asks_log_prob(needs)}
         rollouts, advantage = self.rollouts, self.rollouts.advantage
@@ -125,8 +128,11 @@ class World:
         return join_worlds(parts)
 
 
-def _inside(request: Request, logits: Float[Tensor, "response token vocab"]) -> Tensor:
-    """What stands for the network's inside: hidden states are the logits themselves, attention entropies a fraction read off one of them."""
+def _inside(request: Request, logits: Float[Tensor, "response token vocab"], ids: Int[Tensor, "response token"]) -> Tensor:
+    """What stands for the network's inside: hidden states are the logits themselves, attention entropies a fraction read off one of them, and
+    the policy of a block the full one at half its sharpness, so that it has a gradient in the logits."""
+    if isinstance(request, LayerLogProb):
+        return token_signals_from_logits(logits / 2, ids, [LogProb()])["log_prob"]
     return torch.sigmoid(logits[..., 0]) if isinstance(request, AttentionEntropy) else logits
 
 
@@ -204,6 +210,14 @@ def join_worlds(parts: Sequence[World]) -> World:
         old=torch.cat([part.old for part in parts]),
         ref=torch.cat([part.ref for part in parts]),
     )
+
+
+def probed(scene: World) -> Probed:
+    """The world's groups as prompts that were probed, by the number of the group."""
+    rollouts = scene.rollouts
+    groups = torch.unique(rollouts.group)
+    rows = torch.stack([(rollouts.group == group).nonzero().squeeze(1) for group in groups])
+    return Probed(groups, rollouts.reward[rows], rollouts.correct[rows], rollouts.lengths[rows])
 
 
 # --- a host's clocks, played

@@ -6,19 +6,20 @@ fused head that TRL installs), so generation and TRL's own passes do not change.
 
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from isentrope.control.requests import Request
-from isentrope.measure.tokens import Signal, token_signals
+from isentrope.control.requests import LayerLogProb, Request
+from isentrope.measure.tokens import LogProb, Signal, token_signals
 from isentrope.measure.two_heads import DistributionHead, forward_kl
-from isentrope.train.inside import fulfilled, watching
+from isentrope.probe.stream import stream_of
+from isentrope.train.inside import fulfilled, layer_state, watching
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def attach_head(model: PreTrainedModel, temperature: float) -> None:
     """
     before = model.forward
     scale = head_scale(model)
+    norm = functools.cache(lambda: stream_of(model, torch.ones(1, 4, dtype=torch.long, device=model.device)).norm)
 
     @functools.wraps(type(model).forward)
     def forward(self, *args, signal_request: SignalRequest | None = None, **kwargs):
@@ -80,7 +82,9 @@ def attach_head(model: PreTrainedModel, temperature: float) -> None:
         kwargs["use_cache"] = False
         with watching(self.base_model, signal_request.requests, kwargs) as rows:
             output = self.base_model(*args, **kwargs)
-        found = _signals(output.last_hidden_state, self.get_output_embeddings(), signal_request, temperature, scale)
+        head = self.get_output_embeddings()
+        found = _signals(output.last_hidden_state, head, signal_request, temperature, scale)
+        found |= _of_layers(output.hidden_states, head, signal_request, temperature, scale, norm)
         return found | fulfilled(signal_request.requests, self.base_model, output, rows, signal_request.mask)
 
     model.forward = types.MethodType(forward, model)
@@ -93,7 +97,7 @@ def _signals(
     hidden = hidden[:, -width - 1 : -1].to(head.weight.device)
     weight, bias, mask = head.weight, head.bias, request.mask
     if request.precise or weight.dtype == torch.float32:
-        hidden, context = hidden.float(), torch.autocast(hidden.device.type, enabled=False)
+        hidden, context = hidden.to(torch.promote_types(hidden.dtype, torch.float32)), torch.autocast(hidden.device.type, enabled=False)
     else:
         context = nullcontext()
     with context:
@@ -105,6 +109,19 @@ def _signals(
             found["base_kl"] = _base_kl(hidden[mask], head, scale, request.reference, mask, temperature)
     # masked_scatter keeps the output connected to the model even when no token counts, so backward gives zeros
     return {key: value.new_zeros(mask.shape).masked_scatter(mask, value) for key, value in found.items()}
+
+
+def _of_layers(
+    states: Sequence[Tensor] | None, head: torch.nn.Module, request: SignalRequest, temperature: float, scale: HeadScale,
+    norm: Callable[[], Callable[[Tensor], Tensor] | None],
+) -> dict[str, Tensor]:  # fmt: skip
+    """The log-probs of the internal policies that are requested, by the same head."""
+    found = {}
+    for asked in request.requests:
+        if isinstance(asked, LayerLogProb) and states is not None:
+            own = replace(request, signals=(LogProb(grad=asked.grad),), requests=(), reference=None)
+            found[asked.key] = _signals(layer_state(asked, states, norm), head, own, temperature, scale)["log_prob"]
+    return found
 
 
 def _base_kl(

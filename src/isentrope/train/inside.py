@@ -1,6 +1,6 @@
 """What is requested of the network's inside (`control.requests`), taken from the forward that the host makes anyway."""
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from isentrope.control.attention_tokens import relative_entropy_of_attention, row_before
-from isentrope.control.requests import AttentionEntropy, HiddenStates, Request
+from isentrope.control.requests import AttentionEntropy, HiddenStates, LayerLogProb, Request
 from isentrope.errors import UserError
 from isentrope.probe.attention import AttentionRows, record_attention
 
@@ -21,7 +21,7 @@ Rows = dict[int, AttentionRows]
 def watching(model: Any, requests: Sequence[Request], options: MutableMapping[str, Any]) -> Iterator[Rows]:
     """Around one forward of `model` (a transformers base model): sets the forward's `options`; the rows are there when the block ends."""
     rows: Rows = {}
-    if any(isinstance(request, HiddenStates) for request in requests):
+    if any(isinstance(request, HiddenStates | LayerLogProb) for request in requests):
         options["output_hidden_states"] = True
     asked = [request for request in requests if isinstance(request, AttentionEntropy)]
     if not asked:
@@ -34,16 +34,26 @@ def watching(model: Any, requests: Sequence[Request], options: MutableMapping[st
 
 
 def fulfilled(requests: Sequence[Request], model: Any, output: Any, rows: Rows, mask: Bool[Tensor, "response token"]) -> dict[str, Tensor]:
-    """By key, detached, of the positions that produce the tokens; 0 outside the mask."""
+    """By key, detached, of the positions that produce the tokens; 0 outside the mask. What needs the head (`layer_state`) is left to it."""
     found: dict[str, Tensor] = {}
     for request in requests:
         if isinstance(request, HiddenStates):
             found[request.key] = _states(request, output.hidden_states, mask)
         elif isinstance(request, AttentionEntropy):
             found[request.key] = _attention(request, rows[_layer(request, model)], mask)
-        else:
-            raise UserError(f"this host cannot fill {request!r}; it fills HiddenStates and AttentionEntropy.")
+        elif not isinstance(request, LayerLogProb):
+            raise UserError(f"this host cannot fill {request!r}; it fills HiddenStates, AttentionEntropy and LayerLogProb.")
     return found
+
+
+def layer_state(request: LayerLogProb, states: Sequence[Tensor], norm: Callable[[], Callable[[Tensor], Tensor] | None]) -> Float[Tensor, "response position d"]:
+    """What the internal policy of `request` decodes, with its gradient. `norm` finds the model's final norm, asked only where one is wanted."""
+    last = len(states) - 1
+    if request.layer > last:
+        raise UserError(f"LayerLogProb: layer must lie in 1..{last}, the number of blocks of this model. Got {request.layer}.")
+    hidden = states[request.layer]
+    final = norm() if request.norm == "final" and request.layer < last else None
+    return hidden if final is None else final(hidden)
 
 
 def _states(request: HiddenStates, states: Sequence[Tensor], mask: Bool[Tensor, "response token"]) -> Float[Tensor, "response token d"]:

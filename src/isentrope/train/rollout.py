@@ -115,9 +115,12 @@ class RolloutStages:
         first_row = {int(group): row for row, group in reversed(list(enumerate(view.group.tolist())))}
         chosen = [int(group) for group in request.groups.tolist() for _ in range(request.samples)]
         prompts = [everything[first_row[group]] for group in chosen]
-        return self._sample(prompts, torch.tensor(chosen, device=view.group.device), request.temperature, request.samples)
+        return self.sampled(prompts, torch.tensor(chosen, device=view.group.device), request.temperature, request.samples)
 
-    def _sample(self, rows: Sequence[Mapping[str, Any]], group: Tensor, temperature: float, samples: int) -> Sampled:
+    def sampled(
+        self, rows: Sequence[Mapping[str, Any]], group: Tensor, temperature: float, samples: int, *, counted: str = "isentrope/extra_tokens"
+    ) -> Sampled:
+        """A response to each of `rows` by the current policy, shared among the ranks and scored; `counted`: the metric that counts its tokens."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         world, rank = accelerator.num_processes, accelerator.process_index
         share = -(-len(rows) // world)
@@ -150,7 +153,7 @@ class RolloutStages:
         everyone = gather_rollouts(accelerator, local)
         real = torch.arange(len(rows), device=mask.device)
         gathered_ids, gathered_mask = _gather_left(accelerator, prompt_ids), _gather_left(accelerator, prompt_mask)
-        trainer._metrics["train"]["isentrope/extra_tokens"].append(float(everyone.take(real).lengths.sum()))
+        trainer._metrics["train"][counted].append(float(everyone.take(real).lengths.sum()))
         return Sampled(everyone.take(real), gathered_ids[: len(rows)], gathered_mask[: len(rows)])
 
     # --- filter
@@ -187,7 +190,7 @@ class RolloutStages:
         chosen = (keys * len(trainer.train_dataset)).long().tolist()
         rows = [dict(trainer.train_dataset[int(position)]) for position in chosen for _ in range(size)]
         group = torch.arange(groups, device=trainer.accelerator.device).repeat_interleave(size) + _EXTRA_ROWS + attempt * groups
-        sampled = self._sample(rows, group, float(trainer.temperature), size)
+        sampled = self.sampled(rows, group, float(trainer.temperature), size)
         parts = []
         for start in range(0, len(rows), size):
             at = torch.arange(start, start + size, device=group.device)
