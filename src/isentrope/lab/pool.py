@@ -87,7 +87,7 @@ class Local:
         for process, _ in self._running.values():
             process.kill()
         for process, _ in self._running.values():
-            process.wait()
+            process.communicate()  # closes the pipe and waits
         self._running = {}
 
 
