@@ -86,6 +86,15 @@ class TapeSection(Section):
     tokens_every: int | None = Field(default=5, gt=0, description="updates between token samples; none: no token rows, and TRL's own head stays")
     token_rows: int = Field(default=8, gt=0, description="responses per token sample")
     flush_every: int | None = Field(default=25, gt=0, description="updates between writes to disk beside those of checkpoints")
+    update_norm: bool = Field(default=False, description="how far each update moves the weights; costs a copy of them")
+
+
+class LedgerSection(Section):
+    """The entropy ledger: why an update moved entropy."""
+
+    every: int | None = Field(default=None, gt=0, description="updates between two ledgers, from the first on; none: no ledger")
+    tokens: int = Field(default=20, gt=0, description="most responsible tokens that a ledger names")
+    rows: int | None = Field(default=None, gt=0, description="responses in one of its passes, fewer need less memory; none: the trainer's slice")
 
 
 class AlarmsSection(Section):
@@ -131,6 +140,7 @@ class Config(Section):
     trl: dict[str, Any] = Field(default_factory=dict, description="any field of TRL's GRPOConfig")
     evaluate: EvaluateSection = EvaluateSection()
     tape: TapeSection = TapeSection()
+    ledger: LedgerSection = LedgerSection()
     alarms: AlarmsSection = AlarmsSection()
     report: ReportSection = ReportSection()
 

@@ -3,7 +3,7 @@
     DIR/tape/TABLE/part-SSSSSSSS.parquet     rows of TABLE up to step SSSSSSSS; a second part of one step is part-SSSSSSSS-1, ...
 
 Tables: steps (one row per update), tokens and samples (a keyed sample), evals, events, answers (one row per held-out prompt and
-evaluation); their columns stand in `COLUMNS`, and a run may add others.
+evaluation), ledger (one row per ledger), ledger_parts and ledger_tokens (who moved entropy); their columns stand in `COLUMNS`, and a run may add others.
 A part is written under a hidden name, synced and renamed, so a killed process leaves no half part, and a full disk leaves the parts as
 they were and the rows in memory. Every page carries a checksum, and every part the provenance of its columns.
 DuckDB reads the parts as they are: `SELECT * FROM read_parquet('DIR/tape/steps/*.parquet', union_by_name = true)`.
@@ -52,6 +52,12 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "step": _WHOLE, "group": _WHOLE, "prompt": _TEXT, "kind": _TEXT, "samples": _WHOLE, "correct": _WHOLE, "answers": _TEXT,
         "tokens": _WHOLE, "entropy": _REAL} | {f"{name}/{part}": dtype for name, dtype in (("tokens", _WHOLE), ("entropy", _REAL))
         for part in ("right", "wrong", *(f"tenth-{place:02d}" for place in range(1, 11)))},
+    "ledger": {"step": _WHOLE, "tokens": _WHOLE} | dict.fromkeys(
+        ("opening", "closing", "measured", "theory/exact", "theory/token_rule", "theory/omega", "theory/covariance", "account/this_batch",
+         "account/momentum", "account/weight_decay", "account/gradient_clipping", "account/residual", "attributed", "clipped", "seconds"), _REAL),
+    "ledger_parts": {"step": _WHOLE, "by": _TEXT, "kind": _TEXT, "tokens": _WHOLE, "part": _REAL, "push": _REAL},
+    "ledger_tokens": dict.fromkeys(("step", "row_id", "group", "position", "token_id"), _WHOLE) | {"text": _TEXT, "before": _TEXT}
+        | dict.fromkeys(("log_prob", "entropy", "S", "N", "advantage", "correct", "part", "push"), _REAL),
 }  # fmt: skip
 """The columns that every reader may ask for, by table; the dtype is what an empty column has. Entropies are in nats."""
 TABLES = tuple(COLUMNS)

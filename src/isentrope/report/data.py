@@ -17,8 +17,8 @@ from isentrope.errors import UserError
 from isentrope.provenance import Provenance, ProvenanceError
 from isentrope.tape import Tape, TapeError
 
-FRAMES = ("steps", "tokens", "samples", "evals", "events", "answers")
-TEXTS = frozenset({"text", "prompt", "completion", "answer", "answers", "origin", "metric", "level", "kind", "message"})
+FRAMES = ("steps", "tokens", "samples", "evals", "events", "answers", "ledger", "ledger_parts", "ledger_tokens")
+TEXTS = frozenset({"text", "prompt", "completion", "answer", "answers", "origin", "metric", "level", "kind", "message", "by", "before"})
 WHOLE = frozenset({"step", "row_id", "group", "position", "token_id", "prompts", "samples"})
 FEW = 5
 """Updates below which the report compares no start with an end."""
@@ -39,6 +39,9 @@ class Run:
     evals: pl.DataFrame
     events: pl.DataFrame
     answers: pl.DataFrame
+    ledger: pl.DataFrame
+    ledger_parts: pl.DataFrame
+    ledger_tokens: pl.DataFrame
     problems: tuple[str, ...] = ()
     lean: bool = False  # show little of each kind: for the rare run whose texts would make the page too large
 
@@ -87,7 +90,8 @@ def read(run_dir: str | Path) -> Run:
         path=path, record=_json(path / "run.json", problems), summary=_json(path / "summary.json", problems, expected=False),
         config=_text(path / "config.yaml", problems),
         steps=frames["steps"], tokens=frames["tokens"], samples=frames["samples"], evals=frames["evals"], events=frames["events"],
-        answers=frames["answers"], problems=tuple(problems),
+        answers=frames["answers"], ledger=frames["ledger"], ledger_parts=frames["ledger_parts"], ledger_tokens=frames["ledger_tokens"],
+        problems=tuple(problems),
     )  # fmt: skip
 
 

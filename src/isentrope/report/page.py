@@ -54,7 +54,7 @@ def html(run: Run) -> str:
     """The whole page as text."""
     sections = [make(run) for make in SECTIONS]
     foot = f"Made by isentrope {run.record.get('isentrope', '')} from the tape of this run. The file requests nothing; entropies are in nats."
-    return document(f"{subject(run)} · isentrope", headline(run), sections, foot)
+    return document(f"{subject(run)} · isentrope", headline(run), sections, foot, drawers=asset("ledger.js"))
 
 
 def document(title: str, head: Markup, sections: Sequence[Section], foot: str, *, style: str = "", drawers: str = "") -> str:

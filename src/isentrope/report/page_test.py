@@ -14,7 +14,7 @@ from isentrope.errors import UserError
 from isentrope.report import build, page, synthetic
 from isentrope.report.sections import SECTIONS
 
-TABLES = ("steps", "tokens", "samples", "evals", "events", "answers")
+TABLES = ("steps", "tokens", "samples", "evals", "events", "answers", "ledger", "ledger_parts", "ledger_tokens")
 
 
 class Page(HTMLParser):
@@ -129,7 +129,7 @@ def test_whatever_is_known_makes_a_page(case, tmp_path):
     CASES[case](tmp_path)
     text = build(tmp_path).read_text(encoding="utf-8")
     ids = {attributes.get("id") for tag, attributes in Page(text).tags if tag == "section"}
-    assert ids == {"learning", "entropy", "position", "support", "forecast", "alarms", "pressure", "interventions", "samples", "record"}
+    assert ids == {"learning", "entropy", "position", "support", "forecast", "alarms", "ledger", "pressure", "interventions", "samples", "record"}
     assert len(SECTIONS) == len(ids)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from isentrope.provenance import Provenance
+from isentrope.report.synthetic_ledger import ledger_frames
 
 GROUP = 8
 EVAL_METRICS = ("pass@1", "pass@2", "pass@4", "pass@8", "pass@16", "maj@16", "answer_entropy", "length", "entropy", "truncated")
@@ -85,6 +86,7 @@ def write(
             },
         ]
     )
+    frames |= ledger_frames(np.random.default_rng(seed + 2), frames["steps"]["entropy/mean"].to_numpy(), links, HOSTILE if hostile else ())
     for name, frame in frames.items():
         part(run_dir, name, frame, updates)
     _record(run_dir, frames, updates, seed, links, hostile, finished)

@@ -37,6 +37,8 @@ from isentrope.train.alarms import Alarms
 from isentrope.train.carried import built, objective_of
 from isentrope.train.evaluate import Evaluation, evaluate
 from isentrope.train.forecast import law_figures
+from isentrope.train.ledger import Ledger, ledger_summary
+from isentrope.train.ledger import provenance as ledger_provenance
 from isentrope.train.recorder import TapeRecorder, provenance
 from isentrope.train.shift import ENTROPIES, support_figures
 from isentrope.train.trl import IsentropeTrainer, host_state_name
@@ -102,8 +104,14 @@ class Run:
         tape = config.tape
         self.recorder = TapeRecorder(
             self.writer, steps=tape.steps, tokens_every=tape.tokens_every, token_rows=tape.token_rows,
-            decode=lambda token: self.loaded.tokenizer.decode([token]), warn=self.warn,
+            decode=lambda token: self.loaded.tokenizer.decode([token]), warn=self.warn, update_norm=tape.update_norm,
         )  # fmt: skip
+        self.ledger = None
+        if config.ledger.every is not None:
+            self.ledger = Ledger(
+                self.writer, every=config.ledger.every, tokens=config.ledger.tokens, rows=config.ledger.rows, warn=self.warn,
+                decode=self.loaded.tokenizer.decode, special=self.loaded.tokenizer.all_special_ids,
+            )  # fmt: skip
         with refused_by_trl():
             self.trainer = RunTrainer(
                 model=self.loaded.model,
@@ -115,6 +123,7 @@ class Run:
                 control=built(config.control),
                 objective=replace(objective_of(self.args), **config.objective),
                 recorder=self.recorder,
+                ledger=self.ledger,
                 correct_at=self.task.correct_at,
             )
         self.alarms = self._alarms()
@@ -304,9 +313,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "processes": self.trainer.accelerator.num_processes},
             "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
-            "provenance": {
-                key: value.to_dict() for key, value in (provenance(self.args.temperature, dtype, self.trainer.own_head) | self.eval_provenance(dtype)).items()
-            },
+            "provenance": {key: value.to_dict() for key, value in self.provenance(dtype).items()},
             "recovered_from": before.get("recovered_from", []) + ([self.resumed.step] if self.resumed else []),
             "command": before.get("command", " ".join(["isentrope", *sys.argv[1:]])),
         }
@@ -319,6 +326,10 @@ class Run:
         changed = [f"{key} {there[key]} -> {here[key]}" for key in here if there.get(key) not in (None, here[key])]
         if changed:
             self.progress.message(f"warning: not as when the run began: {', '.join(changed)}. The last bits of its figures may differ.")
+
+    def provenance(self, dtype: str) -> dict:
+        books = {} if self.ledger is None else ledger_provenance(self.args.temperature)
+        return provenance(self.args.temperature, dtype, self.trainer.own_head) | self.eval_provenance(dtype) | books
 
     def eval_provenance(self, dtype: str) -> dict:
         from isentrope.provenance import Provenance
@@ -554,6 +565,7 @@ def summarise(tape: Tape, best: Mapping[str, float]) -> dict[str, Any]:
             summary |= {"entropy.end": summary["entropy"], "entropy.of": "held-out responses, first and last evaluation"}
         summary["best.pass@1"], summary["best.step"] = best["pass@1"], best["step"]
         summary |= support_figures(tape.answers)
+    summary |= ledger_summary(tape.table("ledger"), steps)
     return summary | law_figures(steps, evals)
 
 

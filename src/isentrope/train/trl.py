@@ -43,8 +43,18 @@ from isentrope.measure.tokens import Entropy, LogProb, Signal
 from isentrope.train.batch import as_text, gather_step, is_correct, pack, unpack
 from isentrope.train.carried import built, check_host, objective_of, refuse_options, warn_of_idle
 from isentrope.train.head import attach_head, completion_signals
+from isentrope.train.prepare import prepare
 from isentrope.train.rollout import RolloutStages
 from isentrope.train.state import pack_state, unpack_state
+
+
+class Bookkeeper(Protocol):
+    """What the host tells around an optimiser step; `isentrope.train.ledger` keeps the entropy ledger by it."""
+
+    def begin(self, trainer: "IsentropeTrainer") -> None: ...
+    def slice(self, inputs: Mapping[str, Tensor], step: Step, stats: ChainStats | None) -> None: ...
+    def before_step(self, trainer: "IsentropeTrainer") -> None: ...
+    def after_step(self, trainer: "IsentropeTrainer") -> None: ...
 
 
 class Recorder(Protocol):
@@ -75,7 +85,7 @@ class IsentropeTrainer(GRPOTrainer):
 
     control: names, `{"name": ..., parameter: ...}` mappings, instances, or a `Chain`.
     objective: defaults to what `args` says (loss_type, epsilon, beta, ...).
-    recorder: told what happens to every token; None records nothing.
+    recorder: told what happens to every token; None records nothing. ledger: told of every optimiser step; None keeps no books.
     correct_at: a response counts as correct when the first reward function gives at least this.
     All other parameters are TRL's.
 
@@ -100,6 +110,7 @@ class IsentropeTrainer(GRPOTrainer):
         control: Chain | Sequence[str | Mapping[str, Any] | Intervention] = (),
         objective: Objective | None = None,
         recorder: Recorder | None = None,
+        ledger: Bookkeeper | None = None,
         correct_at: float = 1.0,
     ):
         check_host()
@@ -117,6 +128,7 @@ class IsentropeTrainer(GRPOTrainer):
         self.objective = objective_of(self.args) if objective is None else objective
         warn_of_idle(self.args, chain, self.objective)
         self.recorder = recorder
+        self.ledger = ledger
         self.correct_at = correct_at
         self.chain_state = chain.init()
         self.generations = 0  # generation batches made so far; keys the row ids
@@ -129,9 +141,10 @@ class IsentropeTrainer(GRPOTrainer):
         self._temperatures: list[Tensor] = []
         self._scored: dict[str, Any] = {}
         wanted = [need.signal for need in chain.needs] + list(recorder.signals if recorder else ())
-        self.signals = _signals([signal for signal in wanted if not isinstance(signal, Request)])
+        inside = [need.signal for need in chain.needs if need.policy == "current" and isinstance(need.signal, Request)]
+        self.signals = _signals([signal for signal in wanted if not isinstance(signal, Request)] + inside)
         self.own_head = bool(wanted)
-        if self.own_head:
+        if self.own_head or ledger is not None:
             base = self.accelerator.unwrap_model(self.model)
             attach_head(base.get_base_model() if hasattr(base, "get_base_model") else base, self.temperature)
         self._surveys = any(isinstance(link, Survey) for link in chain.links)
@@ -152,6 +165,10 @@ class IsentropeTrainer(GRPOTrainer):
     def rng(self, step: int | None = None) -> RowRng:
         """Keys of this update (or of generation -1 - g when `step` is negative)."""
         return RowRng(self.args.seed, self.state.global_step if step is None else step)
+
+    def train(self, *args, **kwargs):
+        prepare(self)
+        return super().train(*args, **kwargs)
 
     # --- rollout clock
 
@@ -304,6 +321,8 @@ class IsentropeTrainer(GRPOTrainer):
                 self._metrics["train"][key].append(value.item())
         if self.recorder is not None:
             self.recorder.slice(self, step, stats, result)
+        if self.ledger is not None:
+            self.ledger.slice(inputs, step, stats)
         self._slice += 1
         return result.loss
 
@@ -395,6 +414,8 @@ class IsentropeTrainer(GRPOTrainer):
     def begin_update(self) -> None:
         if self.recorder is not None:
             self.recorder.begin()
+        if self.ledger is not None:
+            self.ledger.begin(self)
         self.update_stats = None
         self._slice = 0
 
@@ -465,13 +486,21 @@ class ResumableSampler(torch.utils.data.Sampler):
 
 
 class _Clock(TrainerCallback):
-    """Tells the trainer where updates begin and end."""
+    """Tells the trainer where updates begin and end, and the ledger where the optimiser steps."""
 
     def __init__(self, trainer: IsentropeTrainer):
         self.trainer = trainer
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.begin_update()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.ledger is not None:
+            self.trainer.ledger.before_step(self.trainer)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.ledger is not None:
+            self.trainer.ledger.after_step(self.trainer)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.end_update()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from isentrope.report.data import Run
 from isentrope.report.figure import Section
-from isentrope.report.sections import alarms, entropy, forecast, learning, pressure, record, samples, support, touch
+from isentrope.report.sections import alarms, entropy, forecast, learning, ledger, pressure, record, samples, support, touch
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     learning.section,
@@ -13,6 +13,7 @@ SECTIONS: tuple[Callable[[Run], Section], ...] = (
     support.section,
     forecast.section,
     alarms.section,
+    ledger.section,
     pressure.section,
     touch.section,
     samples.section,
