@@ -39,6 +39,7 @@ class Recipe:
 
 
 _SFT = "isentrope.train.offline.OfflineTrainer, on TRL's SFTTrainer"
+_MIXED = "isentrope.train.mixed.MixedTrainer, on isentrope's GRPO host"
 
 RECIPES = (
     Recipe(
@@ -48,6 +49,18 @@ RECIPES = (
     Recipe(
         "reasonmaxxer", "reasonmaxxer", "A signed cross-entropy on the uncertain positions of the base's own answers, a KL to the base elsewhere.", _SFT,
         "Rethinking RL for LLM Reasoning, arXiv 2605.06241; scripts in ansz42/ReasonMaxxer (MIT)",
+    ),
+    Recipe(
+        "tool-light", "tool-light", "Chains that branch where a step begins in doubt, made into preference pairs for DPO.", "TRL's stock DPOTrainer",
+        "Tool-Light, arXiv 2509.23285; asilverlight/Tool-Light, entropy_guided_sample.py (MIT)",
+    ),
+    Recipe(
+        "red", "red", "Distilled text beside GRPO, weighted by how its entropy changes against that of the model's own answers.", _MIXED,
+        "Recall-Extend Dynamics, arXiv 2508.16677; weight after Phonsiriwillbejommarn/Recall-Extend-Dynamics-CoDA (MIT), shift (inferred)",
+    ),
+    Recipe(
+        "forgetting-reasoning", "forgetting-reasoning", "RECAP: weights over whole objectives, with general text replayed beside GRPO.", _MIXED,
+        "Beyond Reasoning Gains, arXiv 2510.21978, Eq. 1; VietHoang1512/recap, README",
     ),
     Recipe(
         "pld", "pld", "Distillation by the likelihood of the teacher's ranking, each choice weighted by the teacher's confidence.", "any loop: a pure loss",

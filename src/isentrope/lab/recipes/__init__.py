@@ -30,13 +30,18 @@ def find(name: str) -> Recipe:
     return by_name()[name]
 
 
+def experiment(recipe: Recipe) -> ModuleType:
+    """The module of its experiment."""
+    return importlib.import_module(recipe.experiment)
+
+
 def run(name: str, out: Path, *, seeds: int = 3, steps: int | None = None, show: Callable[[str], object] = print) -> dict[str, Any]:
     """Trains every arm with every seed and writes `out/recipe.json` after each; what stands there already is not computed again.
 
     Raises UserError for an unknown name, counts below 1, or a directory that holds another experiment.
     """
     recipe = find(name)
-    module = importlib.import_module(recipe.experiment)
+    module = experiment(recipe)
     steps = int(module.STEPS) if steps is None else steps
     if seeds < 1 or steps < 1:
         raise UserError(f"recipe: --seeds and --steps must be at least 1. Got {seeds} and {steps}.")
@@ -95,8 +100,3 @@ def _difference(gaps: Sequence[float]) -> str:
 
     spread = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1))
     return f"{mean:+.3g} ± {float(t.ppf(0.975, len(gaps) - 1)) * spread / math.sqrt(len(gaps)):.2g}"
-
-
-def experiments() -> dict[str, ModuleType]:
-    """Name -> module."""
-    return {name: importlib.import_module(recipe.experiment) for name, recipe in by_name().items()}

@@ -6,6 +6,7 @@ The sheet's question, which the paper does not ask: what does it do to the diver
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def _digits() -> Density:
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
-    found = load_digits()
+    found: Any = load_digits()
     data = torch.tensor(found.data, dtype=torch.float32) / 8 - 1  # pixels 0..16 to -1..1
     judge = LogisticRegression(max_iter=2000).fit(data.numpy(), found.target)
     reward = lambda x: (x > 0).float().mean(-1)  # noqa: E731

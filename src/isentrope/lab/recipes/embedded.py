@@ -5,15 +5,17 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from transformers import PrinterCallback
-from trl import SFTConfig
+from trl import GRPOConfig, SFTConfig
 
+from isentrope.control.recipes.mixture import Mixture, Weights
 from isentrope.control.stages import Intervention
 from isentrope.train.evaluate import evaluate
+from isentrope.train.mixed import MixedTrainer
 from isentrope.train.models import LoadedModel, load
 from isentrope.train.offline import OfflineTrainer
 from isentrope.train.tasks import Task, build
@@ -65,6 +67,27 @@ def tune(data: Dataset, control: Sequence[Intervention], seed: int, steps: int, 
         trainer.train()
         enable_progress_bars()
     return loaded, [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def mixed(
+    text: Dataset, mixture: Mixture, seed: int, steps: int, *, match: Literal["prompt"] | None = None
+) -> tuple[LoadedModel, list[Weights], dict[str, Any]]:
+    """The embedded model after `steps` updates of GRPO on `sums-think` with the text beside; the weights of every update, the mixture's last state."""
+    loaded = load("embedded")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        args = GRPOConfig(
+            output_dir=folder, per_device_train_batch_size=32, num_generations=8, max_steps=steps, learning_rate=3e-4, lr_scheduler_type="constant",
+            max_completion_length=64, beta=0.0, loss_type="grpo", seed=seed, data_seed=seed, report_to="none", save_strategy="no", disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, logging_steps=10,
+        )  # fmt: skip
+        trainer = MixedTrainer(
+            model=loaded.model, reward_funcs=list(task().reward_funcs), args=args, train_dataset=task().train, processing_class=loaded.tokenizer,
+            offline=text, mixture=mixture, rows=8, match=match,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return loaded, trainer.weight_series, dict(trainer.mixture_state)
 
 
 def answers(loaded: LoadedModel, name: str = "sums-think", *, prompts: int = 64, samples: int = 8) -> dict[str, float]:
