@@ -12,6 +12,7 @@ from isentrope.control.registry import registry
 from isentrope.control.stages import Intervention, stages_of
 from isentrope.entry import PRESET, cost, inferred, recipe, shown, verified, vllm
 from isentrope.ranges import ranges
+from isentrope.recipes import Recipe
 from isentrope.recipes import by_slug as recipes_of
 
 STANDARD = "standard, of no paper of the collection"
@@ -45,7 +46,7 @@ def catalogue() -> list[dict[str, Any]]:
         {
             **row, "status": "done" if row["slug"] in by_slug or row["slug"] in EVALUATED or recipes_of(row["slug"]) else "planned",
             "interventions": by_slug.get(row["slug"], []), "evaluated": EVALUATED.get(row["slug"]),
-            "recipes": [recipe.data() for recipe in recipes_of(row["slug"])],
+            "recipes": [_recipe(recipe) for recipe in recipes_of(row["slug"])],
         }
         for row in rows
     ]  # fmt: skip
@@ -79,6 +80,12 @@ def _intervention(name: str, cls: type[Intervention], titles: Mapping[str, str])
     }
 
 
+def _recipe(found: Recipe) -> dict[str, Any]:
+    """A recipe with what its formulas were verified against."""
+    text = importlib.import_module(found.module).__doc__ or ""
+    return {**found.data(), "verified": verified(found.slug, ["(inferred)"] if "(inferred)" in text else [])}
+
+
 def _first_sentence(cls: type) -> str:
     """Of the class's docstring, however many lines it takes."""
     return re.split(r"(?<=[.])\s+(?=[A-Za-z`])", " ".join((cls.__doc__ or "").split("\n\n")[0].split()))[0]
@@ -103,7 +110,7 @@ def describe(row: dict[str, Any]) -> str:
     for item in row["recipes"]:
         lines += [
             f"  {item['name']}: {item['summary']}", f"    host: {item['host']}", f"    source: {item['source']}", f"    module: {item['module']}",
-            f"    run it: {item['command']}",
+            f"    verified against: {', '.join(item['verified'])}", f"    run it: {item['command']}",
         ]  # fmt: skip
     for item in row["interventions"]:
         parameters = ", ".join(f"{key}={value!r} ({item['ranges'][key]['text']})" for key, value in item["parameters"].items())

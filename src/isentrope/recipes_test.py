@@ -39,6 +39,9 @@ def test_the_catalogue_says_done_with_where_and_how():
         found = next(item for item in row["recipes"] if item["name"] == recipe.name)
         assert (found["module"], found["command"], found["status"]) == (recipe.module, f"isentrope recipe {recipe.name}", "done")
         assert recipe.command in describe(row)
+        assert found["verified"] in (["vectors"], ["identities"], ["identities", "inferred"])
+    told = {item["name"]: item["verified"] for row in rows for item in row["recipes"]}
+    assert (told["awm"], told["pld"], told["red"]) == (["vectors"], ["identities"], ["identities", "inferred"])
     assert "entropy-sft" in next(line for line in listing(rows).splitlines() if line.startswith("done") and " light-if " in line)
 
 

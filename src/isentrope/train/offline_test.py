@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,3 +236,12 @@ def test_what_is_not_carried_is_refused_by_name(model_path, tmp_path, changes, w
 def test_links_of_other_stages_are_refused_by_name(model_path, tmp_path):
     with pytest.raises(UserError, match=r"hapo has the stage .*sample.*Stages here: survey, weight"):
         OfflineTrainer(model=model_path, args=options(tmp_path), train_dataset=text(), control=[Hapo()])
+
+
+def test_the_script_of_the_docs_runs():
+    script = (Path(__file__).parents[3] / "docs" / "offline.md").read_text(encoding="utf-8").split("```python")[1].split("```")[0]
+    found: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(script, found)
+    assert found["trainer"].state.global_step == 2
