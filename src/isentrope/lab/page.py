@@ -102,7 +102,7 @@ def _lead(results: Results) -> str:
     smallest = " and ".join(f"{np.median(values):.2g} in {metric}" for metric, values in known.items() if values)
     if not smallest:
         return f"A verdict needs at least {MIN_PAIRS} seeds of a method and of the baseline."
-    return f"The smallest difference that this comparison could have seen (chance {POWER:.0%}, at the corrected level): about {smallest}."
+    return f"The smallest difference that this comparison could have seen (with a chance of {100 * POWER:.0f} %, at the corrected level): about {smallest}."
 
 
 # --- pictures

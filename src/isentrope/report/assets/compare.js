@@ -37,20 +37,30 @@ function drawFront(element, id, spec) {
 }
 
 function nameArms(element, layout, spec, [left, right], [low, high]) {
-  // Names beside their points where they stand clear of points and of one another; placebos have theirs in the tooltip.
+  // Names beside their points, clear of points, bars and one another; the baseline's always, by a line to it if need be. The rest is in the tooltips.
   const width = element.clientWidth - layout.margin.l - layout.margin.r, height = element.clientHeight - layout.margin.t - layout.margin.b;
-  const place = point => [width * (point.x - left) / (right - left), height * (high - 100 * point.y) / (high - low)];
-  const boxes = spec.points.map(point => { const [x, y] = place(point); return [x - 6, y - 6, x + 6, y + 6]; });
-  const clear = box => box[0] > -4 && box[2] < width + 12 && boxes.every(other => box[2] < other[0] || box[0] > other[2] || box[3] < other[1] || box[1] > other[3]);
-  for (const point of [...spec.points].sort((a, b) => (b.role === "baseline") - (a.role === "baseline"))) {
+  const across = x => width * (x - left) / (right - left), down = y => height * (high - 100 * y) / (high - low);
+  const boxes = spec.points.flatMap(point => {
+    const x = across(point.x), y = down(point.y), found = [[x - 6, y - 6, x + 6, y + 6]];
+    if (point.xs) found.push([across(point.xs[0]), y - 1, across(point.xs[1]), y + 1]);
+    if (point.ys) found.push([x - 1, down(point.ys[1]), x + 1, down(point.ys[0])]);
+    return found;
+  });
+  const clear = box => box[0] > -4 && box[2] < width + 12 && box[1] > -4 && box[3] < height - 2 && boxes.every(other => box[2] < other[0] || box[0] > other[2] || box[3] < other[1] || box[1] > other[3]);
+  const near = [[9, -9], [-9, -9], [9, 10], [-9, 10], [9, 0], [-9, 0], [0, -16], [0, 16]];
+  const far = [[24, 34], [-24, 34], [24, -34], [-24, -34], [30, 60], [-30, 60], [30, -60], [-30, -60], [40, 90], [-40, 90]];
+  for (const point of [...spec.points].sort((one, other) => (other.role === "baseline") - (one.role === "baseline"))) {
     if (point.role === "placebo") continue;
-    const [x, y] = place(point), long = 6.3 * point.name.length;
-    for (const [dx, dy, anchor] of [[9, 0, "left"], [-9, 0, "right"], [0, -15, "center"], [0, 15, "center"]]) {
-      const from = anchor === "left" ? x + dx : anchor === "right" ? x + dx - long : x - long / 2;
-      const box = [from, y + dy - 7, from + long, y + dy + 7];
+    const long = 6.3 * point.name.length;
+    for (const [dx, dy] of point.role === "baseline" ? [...near, ...far] : near) {
+      const anchor = dx > 0 ? "left" : dx < 0 ? "right" : "center", x = across(point.x) + dx, y = down(point.y) + dy;
+      const from = anchor === "left" ? x : anchor === "right" ? x - long : x - long / 2, box = [from, y - 7, from + long, y + 7];
       if (!clear(box)) continue;
       boxes.push(box);
-      layout.annotations.push({ text: plain(point.name), x: point.x, y: 100 * point.y, xref: "x", yref: "y", xshift: dx, yshift: -dy, xanchor: anchor, yanchor: "middle", showarrow: false, font: { size: 12, color: role("ink") } });
+      const at = { text: plain(point.name), x: point.x, y: 100 * point.y, xref: "x", yref: "y", xanchor: anchor, yanchor: "middle", font: { size: 12, color: role("ink") } };
+      if (Math.abs(dy) > 20) Object.assign(at, { showarrow: true, arrowhead: 0, arrowwidth: 1, arrowcolor: role("muted"), ax: dx, ay: dy });
+      else Object.assign(at, { showarrow: false, xshift: dx, yshift: -dy });
+      layout.annotations.push(at);
       break;
     }
   }
