@@ -12,9 +12,10 @@ A detector is a frozen dataclass of its thresholds. What it remembers is an expl
 goes on exactly. It rings once an episode: when its condition has held for `patience` observations, and again only after the milder condition
 of its end has held as long (hysteresis). Pure Python floats, no randomness. The thresholds are ours (inferred): no paper fixes them.
 
-The trend behind the first two: opening = mean entropy of the first OPENING updates; a straight line through ln H of the last WINDOW updates,
-H(t) = exp(level + slope (t - now)). The standard error of the slope is widened by sqrt((1 + rho) / (1 - rho)), rho the correlation of
-neighbouring residuals, held at 0.9; intervals are two standard errors either side.
+The trend behind the first two: opening = mean entropy of the first OPENING updates; a straight line through ln H of the last WINDOW updates
+against the update (H falls at a steady rate) and one against its logarithm (H falls as a power of the update, ever more slowly); a collapse is
+expected between the two. The standard error of a slope is widened by sqrt((1 + rho) / (1 - rho)), rho the correlation of neighbouring residuals,
+held at 0.9.
 """
 
 import math
@@ -104,21 +105,37 @@ QUIET: State = {"on": False, "held": 0}
 
 
 @dataclass(frozen=True)
-class Trend:
-    """Entropy now (nats) on the line through ln H, and the line's slope per update with its interval."""
+class Line:
+    """A straight line: its value at the last point, its slope with two standard errors either side."""
 
-    opening: float
-    now: float
+    last: float
     slope: float
     low: float
     high: float
 
-    def reaches(self, level: float, slope: float) -> float:
-        """Updates from now until H is at `level`, at this slope of ln H; infinite if never."""
-        gap = math.log(level / self.now)
-        if gap >= 0:
-            return 0.0
-        return gap / slope if slope < 0 else math.inf
+
+@dataclass(frozen=True)
+class Trend:
+    """Entropy now (nats), its opening, and the lines through ln H against the update and against the update's logarithm."""
+
+    step: int
+    opening: float
+    steady: Line
+    slackening: Line
+
+    @property
+    def now(self) -> float:
+        return math.exp(self.steady.last)
+
+    def reaches(self, level: float) -> tuple[float, float]:
+        """The first and the last update at which H is to be expected at `level`: falling at its present rate (and two standard errors more), or as a
+        power of the update. Infinite if never; now, if it is there."""
+        steady, slackening = (math.log(level) - one.last for one in (self.steady, self.slackening))
+        if steady >= 0:
+            return self.step, self.step
+        low, high = self.steady.low, self.slackening.slope
+        first = self.step + steady / low if low < 0 else math.inf
+        return first, self.step * math.exp(min(min(slackening, 0.0) / high, 700.0)) if high < 0 else math.inf
 
 
 def remembered(state: State, step: int, entropy: float) -> State:
@@ -130,20 +147,23 @@ def remembered(state: State, step: int, entropy: float) -> State:
 def trend(state: State) -> Trend | None:
     """The trend, or None while too few updates are known, or the opening entropy is 0."""
     points, opening = state["recent"], math.fsum(state["opening"]) / max(1, len(state["opening"]))
-    if len(points) < LEAST or opening <= 0:
+    if len(points) < LEAST or opening <= 0 or points[0][0] < 1:
         return None
-    n, last = len(points), points[-1][0]
-    t, y = [step - last for step, _ in points], [value for _, value in points]
-    middle, level = math.fsum(t) / n, math.fsum(y) / n
-    across = math.fsum((a - middle) ** 2 for a in t)
-    if across <= 0:
-        return None
-    slope = math.fsum((a - middle) * (b - level) for a, b in zip(t, y, strict=True)) / across
-    rest = [b - level - slope * (a - middle) for a, b in zip(t, y, strict=True)]
+    steps, y = [float(step) for step, _ in points], [value for _, value in points]
+    return Trend(points[-1][0], opening, line(steps, y), line([math.log(step) for step in steps], y))
+
+
+def line(x: Sequence[float], y: Sequence[float]) -> Line:
+    """Least squares through points of rising x; the standard error widened for the correlation of neighbouring residuals."""
+    n = len(x)
+    middle, level = math.fsum(x) / n, math.fsum(y) / n
+    across = math.fsum((a - middle) ** 2 for a in x)
+    slope = math.fsum((a - middle) * (b - level) for a, b in zip(x, y, strict=True)) / across
+    rest = [b - level - slope * (a - middle) for a, b in zip(x, y, strict=True)]
     squares = math.fsum(r * r for r in rest)
     rho = 0.0 if squares == 0 else min(max(math.fsum(a * b for a, b in zip(rest[1:], rest[:-1], strict=True)) / squares, 0.0), 0.9)
     error = math.sqrt(squares / (n - 2) / across * (1 + rho) / (1 - rho))
-    return Trend(opening, math.exp(level - slope * middle), slope, slope - 2 * error, slope + 2 * error)
+    return Line(level + slope * (x[-1] - middle), slope, slope - 2 * error, slope + 2 * error)
 
 
 NO_TREND: State = {**QUIET, "opening": [], "recent": [], "pushes": [], "sampled": 0}
@@ -210,9 +230,9 @@ class Collapse:
         if found is None:
             return state, None
         level = self.spent * found.opening
-        latest = seen.step + found.reaches(level, found.high)
-        falling = found.now <= 0.5 * found.opening and found.high < 0 and latest <= (seen.step + 100 if self.end is None else self.end)
-        well = found.now > 1.5 * level and found.high >= 0
+        soon = found.reaches(level)[0] <= (seen.step + 100 if self.end is None else self.end)
+        falling = found.now <= 0.5 * found.opening and found.steady.high < 0 and soon
+        well = found.now > 1.5 * level and found.steady.high >= 0
         state, begins = turned(state, found.now <= level or falling, well, self.patience)
         if begins is None:
             return state, None
@@ -220,14 +240,14 @@ class Collapse:
         if not begins:
             return state, Alarm(self.key, seen.step, number, over=True)
         knobs = (f"control=[{{name: entropy-bonus, coef: {2 * self.bonus if self.bonus else 0.01:g}}}]", *_halved(seen))
-        return state, Alarm(self.key, seen.step, number + self._spent_at(found, seen.step), _cause(state, "down"), knobs)
+        return state, Alarm(self.key, seen.step, f"{number}; {self._spent(found, level)}", _cause(state, "down"), knobs)
 
-    def _spent_at(self, found: Trend, step: int) -> str:
-        level = self.spent * found.opening
+    def _spent(self, found: Trend, level: float) -> str:
         if found.now <= level:
-            return f"; it counts as spent at {self.spent:.0%}"
-        low, at, high = (step + found.reaches(level, slope) for slope in (found.low, found.slope, found.high))
-        return f"; at its present rate {self.spent:.0%} is reached at update {at:.0f} (95 %: {low:.0f} to {high:.0f})"
+            return f"it counts as spent at {self.spent:.0%}"
+        first, last = found.reaches(level)
+        later = "or never" if math.isinf(last) or last > 1e6 else f"and {last:.0f}"
+        return f"{self.spent:.0%} is reached between update {first:.0f} (at its present rate) {later} (if it slackens as a power of the update)"
 
 
 @dataclass(frozen=True)
@@ -252,7 +272,7 @@ class Explosion:
         if found is None:
             return state, None
         level = self.rise * found.opening
-        bad = (found.now >= level and found.low > 0) or found.now >= 4 / 3 * level
+        bad = (found.now >= level and found.steady.low > 0) or found.now >= 4 / 3 * level
         state, begins = turned(state, bad, found.now < 0.8 * level, self.patience)
         if begins is None:
             return state, None

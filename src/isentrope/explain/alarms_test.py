@@ -57,31 +57,47 @@ def test_beginnings_and_ends_take_turns_and_each_has_held(observations, patience
 # --- the trend
 
 
-def test_the_trend_of_an_exponential_is_its_rate():
+def state_of(values) -> dict:
     state = {"opening": [], "recent": []}
-    for step in range(1, 31):
-        state = remembered(state, step, 0.5 * math.exp(-0.04 * step))
+    for step, value in enumerate(values, 1):
+        state = remembered(state, step, value)
+    return state
+
+
+def test_the_trend_of_an_exponential_is_its_rate():
+    state = state_of(0.5 * math.exp(-0.04 * step) for step in range(1, 31))
     found = trend(state)
-    assert found.slope == pytest.approx(-0.04)
-    assert (found.low, found.high) == pytest.approx((-0.04, -0.04))
+    assert (found.steady.slope, found.steady.low, found.steady.high) == pytest.approx((-0.04, -0.04, -0.04))
     assert found.now == pytest.approx(0.5 * math.exp(-0.04 * 30))
-    assert found.reaches(0.05, found.slope) == pytest.approx(math.log(10) / 0.04 - 30)
-    assert found.reaches(1.0, found.slope) == 0
-    assert found.reaches(0.05, 0.01) == math.inf
+    first, last = found.reaches(0.05)
+    assert first == pytest.approx(math.log(10) / 0.04)
+    assert last > first
+    assert found.reaches(1.0) == (30, 30)
     assert len(state["recent"]) == 20
+
+
+def test_the_trend_of_a_power_law_is_its_exponent():
+    found = trend(state_of(step**-0.5 for step in range(1, 41)))
+    assert found.slackening.slope == pytest.approx(-0.5)
+    first, last = found.reaches(0.1)
+    assert last == pytest.approx(100, rel=1e-3)
+    assert first < 100
+
+
+def test_a_rise_never_reaches_a_level_below():
+    assert trend(state_of(0.2 + 0.01 * step for step in range(1, 31))).reaches(0.1) == (math.inf, math.inf)
 
 
 # --- collapse and explosion
 
 
-def test_a_collapse_rings_once_with_the_step_at_which_it_is_spent():
-    run = course(noisy([0.5 * math.exp(-0.03 * step) for step in range(1, 101)]))
-    (alarm,) = rings(Collapse(spent=0.1, end=200), run)
-    truth = next(step for step in range(1, 200) if 0.5 * math.exp(-0.03 * step) <= 0.1 * 0.5 * math.exp(-0.09))
-    assert 22 <= alarm.step <= 30  # half is gone at update 26
-    at, low, high = (int(alarm.number.partition(f"{before} ")[2].split()[0].strip("():")) for before in ("at update", "(95 %:", "to"))
-    assert low <= at <= high
-    assert low - 5 <= truth <= high + 5
+@pytest.mark.parametrize("values", [[0.5 * math.exp(-0.03 * step) for step in range(1, 101)], [0.5 * (1 + step / 6) ** -0.8 for step in range(1, 101)]])
+def test_a_collapse_rings_once_with_the_update_at_which_it_is_spent(values):
+    (alarm,) = rings(Collapse(spent=0.25, end=200), course(noisy(values)))
+    truth = next(step for step, value in enumerate(values, 1) if value <= 0.25 * sum(values[:5]) / 5)
+    first, last = (float(alarm.number.partition(f"{before} ")[2].split()[0]) for before in ("between update", "and"))
+    assert alarm.step < truth
+    assert first - 3 <= truth <= last + 3
     assert alarm.knobs == ("control=[{name: entropy-bonus, coef: 0.01}]", "trl.learning_rate=0.00015 (now 0.0003)")
 
 
