@@ -89,7 +89,8 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Expect:
-    """What the claim says of the measurement `key`: that it lies in [low, high]. `says` is the same in words, ending a sentence "... if"."""
+    """What the claim says of the measurement `key`: that it lies inside (low, high), ends not included. `says` is the same in words, ending a
+    sentence "... if". No difference at all is no difference in the claim's favour."""
 
     key: str
     says: str
@@ -103,9 +104,9 @@ class Expect:
     def outcome(self, found: Measurement) -> Outcome:
         if math.isnan(found.value):
             return "open"
-        if self.low <= found.low and found.high <= self.high:
+        if self.low < found.low and found.high < self.high:
             return "holds"
-        return "fails" if found.high < self.low or found.low > self.high else "open"
+        return "fails" if found.high <= self.low or found.low >= self.high else "open"
 
 
 @dataclass(frozen=True)

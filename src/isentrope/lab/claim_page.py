@@ -14,7 +14,8 @@ STYLE = "\n".join(f".verdict.{tone}{{color:var(--{tone})}}" for tone in sorted(s
 
 def html(claim: Claim, found: Findings, result: Mapping[str, Any]) -> str:
     """The whole page as text. Raises UserError if plotly is missing."""
-    foot = f"Made by isentrope {result['isentrope']} on {result['date']} in {result['seconds']:.0f} s. The file requests nothing; entropies are in nats."
+    made = f"Made by isentrope {result['isentrope']} on {result['date']} in {result['seconds']:.0f} s of processor time."
+    foot = f"{made} The file requests nothing; entropies are in nats."
     return document(f"{claim.slug} · reproduced", _head(claim, result), [_outcome(claim, found, result), _said(claim, result)], foot, style=STYLE)
 
 

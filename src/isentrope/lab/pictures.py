@@ -5,11 +5,24 @@ from typing import Any
 
 import numpy as np
 
-from isentrope.lab.claim import over
+from isentrope.lab.claim import Picture, over
 from isentrope.report.figure import line, lines
 
 COLOURS = ("muted", "entropy", "learn", "minus", "plus", "good")
 """Roles of the palette, the baseline's first."""
+
+
+BANDS = "Mean over seeds, with 95 % intervals."
+
+
+def learning(arms: Mapping[str, Sequence[Any]], what: str = "reward", *, title: str = "Learning", y: str = "expected reward", note: str = BANDS) -> Picture:
+    """A figure along the updates, a line per arm."""
+    return Picture(title, bands(arms, "update", what, x="update", y=y), note)
+
+
+def exchange(arms: Mapping[str, Sequence[Any]]) -> Picture:
+    """Entropy at equal expected reward, a line per arm."""
+    return Picture("Entropy as reward rises", bands(arms, "reward", "entropy", x="expected reward", y="token entropy, nats"), BANDS)
 
 
 def bands(arms: Mapping[str, Sequence[Any]], along: str, what: str, *, x: str, y: str, unit: str = "number") -> dict[str, Any]:

@@ -75,7 +75,7 @@ def task(pay: Pay, seed: int, *, prompts: int = 8, length: int = 4, vocab: int =
 class Exact:
     """The policy as it is. entropy: nats, mean over the tokens of its own responses. answers: pi(response | prompt) for every response.
 
-    by_prompt: the entropy of each prompt's own responses.
+    by_prompt, lengths: entropy and length of each prompt's own responses.
     """
 
     reward: float
@@ -85,6 +85,7 @@ class Exact:
     answers: Float64[Tensor, "prompt answer"]
     length: float
     by_prompt: Float64[Tensor, " prompt"]
+    lengths: Float64[Tensor, " prompt"]
 
     def passed(self, k: int) -> float:
         """pass@k, exact."""
@@ -124,6 +125,7 @@ def exact(world: Task) -> Exact:
         entropy=float(entropy.sum() / tokens.sum()),
         response_entropy=float(-(answers * answers.clamp(min=1e-300).log()).sum(-1).mean()),
         chance=(answers * (paid > 0.5)).sum(-1), answers=answers, length=float(tokens.mean()), by_prompt=entropy / tokens,
+        lengths=tokens,
     )  # fmt: skip
 
 
@@ -149,7 +151,7 @@ class Settings:
 @dataclass(frozen=True)
 class History:
     """Exact figures along a training, and the policy at its end. `table` holds one array per figure: reward, entropy and response_entropy
-    (nats), length, pass@1, pass@8 at each evaluation; chance and by_prompt hold a column per prompt."""
+    (nats), length, pass@1, pass@8 at each evaluation; chance, by_prompt and lengths hold a column per prompt."""
 
     world: Task
     table: dict[str, np.ndarray]
@@ -205,7 +207,7 @@ def train(
     for name in ("reward", "entropy", "response_entropy", "length"):
         table[name] = np.array([found.__dict__[name] for _, found in rows])
     table["pass@1"], table["pass@8"] = (np.array([found.passed(k) for _, found in rows]) for k in (1, 8))
-    for name in ("chance", "by_prompt"):
+    for name in ("chance", "by_prompt", "lengths"):
         table[name] = np.stack([found.__dict__[name].numpy() for _, found in rows])
     return History(world, table, tuple(states))
 

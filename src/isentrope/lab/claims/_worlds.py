@@ -14,7 +14,7 @@ def two_modes(seed: int, *, prompts: int = 8, prior: float = 0.9) -> Task:
     odds = torch.tensor([0.3 * prior, 0.3 * (1 - prior), 0.3, 0.25, 0.15], dtype=torch.float64).log()
     own = world.own.clone()
     own[:, 0, 0] = odds
-    return Task(world.shared, own, world.pay)
+    return Task(world.shared, own, world.pay, sharing=0.0)
 
 
 def forks(seed: int, *, prompts: int = 8, sharing: float = 0.0) -> Task:
@@ -26,3 +26,29 @@ def forks(seed: int, *, prompts: int = 8, sharing: float = 0.0) -> Task:
         return (ids[:, [1, 4]] == gold[prompt]).all(-1).double()
 
     return task(pay, seed, prompts=prompts, length=6, vocab=4, sharpness=0.8, forced=(0, 2, 3, 5), sharing=sharing)
+
+
+def several_right(seed: int) -> Task:
+    """Answers of two tokens out of six: three first tokens are right, each with one second token; several right answers, few of them likely."""
+    generator = torch.Generator().manual_seed(61 * seed + 8)
+    own = 0.8 * torch.randn(8, 2, 6, 6, generator=generator, dtype=torch.float64)
+    gold = torch.randint(6, (8, 6), generator=generator)
+
+    def pay(prompt, ids):
+        return ((ids[:, 0] < 3) & (ids[:, 1] == gold[prompt, ids[:, 0]])).double()
+
+    return Task(torch.zeros(2, 6, 6, dtype=torch.float64), own, pay, sharing=0.0)
+
+
+def turns(seed: int) -> Task:
+    """Six steps of one token out of four: three decide and are fairly sure, three are noise, where all actions are equally good and likely."""
+    generator = torch.Generator().manual_seed(97 * seed + 2)
+    own = torch.randn(8, 6, 4, 4, generator=generator, dtype=torch.float64)
+    noise = (1, 3, 4)
+    own[:, noise] *= 0.1
+    gold = torch.randint(4, (8, 3), generator=generator)
+
+    def pay(prompt, ids):
+        return (ids[:, [0, 2, 5]] == gold[prompt]).sum(-1).ge(2).double()
+
+    return Task(torch.zeros(6, 4, 4, dtype=torch.float64), own, pay, turn=(0, 1, 2, 3, 4, 5), sharing=0.0)

@@ -8,7 +8,7 @@ from isentrope.lab.claims._worlds import two_modes
 from isentrope.lab.pictures import bands
 from isentrope.lab.tabular import Settings, matched, train
 
-SETTINGS = Settings(updates=80, samples=16, rate=1.0)
+SETTINGS = Settings(updates=80, samples=16, rate=3.0)
 
 
 def measure(bench: Bench) -> Findings:
