@@ -35,16 +35,21 @@ def run(options: argparse.Namespace) -> int:
         directory, plan = Path(options.resume), resumed(options)
     else:
         directory, plan = Path(options.out or OUT), asked(options)
-    guess = _probe(plan)
     if options.dry_run:
-        print(describe(plan, guess))
+        print(describe(plan, _probe(plan)))
         return 0
     if options.resume is None:
         _fresh(directory)
+    launcher, guess = _launcher(options), _probe(plan)
+    if options.resume is None:
         write_text_atomic(directory / BASE, yaml.safe_dump(plan.config, sort_keys=False))
         plans.save(plan, directory)
     with owned(directory):
-        results = compare(plan, directory, _launcher(options), write=page.write, keep=options.keep_models, tell=_tell, first_guess=guess)
+        try:
+            results = compare(plan, directory, launcher, write=page.write, keep=options.keep_models, tell=_tell, first_guess=guess)
+        except KeyboardInterrupt:
+            _tell(f"Runs under way go on from their last checkpoints with: isentrope compare --resume {directory}")
+            raise
     print(summary(results))
     print(f"\n{directory / page.NAME}")
     return 1 if results.failed else 0

@@ -17,6 +17,11 @@ from typing import Protocol
 from isentrope.errors import UserError
 from isentrope.lab.work import KEEP
 
+THREADS = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"), "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of a worker."""
 POLL = 0.2
 """Seconds between two looks at the workers."""
 
@@ -93,8 +98,7 @@ class Local:
 
 def environment() -> dict[str, str]:
     """One thread for everything that might take more."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **THREADS}
 
 
 def log_of(directory: Path) -> Path:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from isentrope.errors import UserError
-from isentrope.lab.pool import Ended, environment, last_line, log_of
+from isentrope.lab.pool import THREADS, Ended, last_line, log_of
+
+ATTEMPTS = 4
+"""How often a Ray of this machine is asked to start."""
 
 
 class Ray:
     """workers: runs at a time on a local instance (default: Ray's count of cores). address: a cluster's; its cores count then.
 
-    Raises ImportError without ray, UserError if the cluster cannot be reached.
+    Raises ImportError without ray, UserError if the cluster cannot be reached or a local one does not start.
     """
 
     def __init__(self, workers: int | None = None, address: str | None = None):
@@ -25,14 +28,9 @@ class Ray:
         import ray
 
         self._ray = ray
-        try:
-            local = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
-            ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"compare: no Ray at {address!r}: {' '.join(str(error).split())[:300]}. Leave --address out for one on this machine.") from error
+        _begin(ray, workers, address)
         self.slots = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        variables = {key: value for key, value in environment().items() if key.endswith("_THREADS") or key == "TOKENIZERS_PARALLELISM"}
-        self._remote = ray.remote(num_cpus=1, max_calls=1, max_retries=0, runtime_env={"env_vars": variables})(_task)
+        self._remote = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(_task)
         self._running: dict[Any, tuple[str, Path]] = {}
 
     def submit(self, key: str, directory: Path, *, keep: bool) -> None:
@@ -62,8 +60,28 @@ class Ray:
         self._ray.shutdown()
 
 
+def _begin(ray: Any, workers: int | None, address: str | None) -> None:
+    """ray.init, more than once for a local instance: on a busy machine its processes may take longer than the 30 s that Ray gives them."""
+    local = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
+            return
+        except Exception as error:  # Ray raises it bare when a start takes too long
+            ray.shutdown()
+            if address is not None or attempt == ATTEMPTS:
+                where = f"no Ray at {address!r}" if address is not None else f"Ray did not start here in {ATTEMPTS} attempts"
+                way_out = (
+                    "Leave --address out for one on this machine."
+                    if address is not None
+                    else "Try again when the machine is less busy, or take --launcher local."
+                )
+                raise UserError(f"compare: {where}: {' '.join(str(error).split())[:300]} {way_out}") from error
+
+
 def _task(directory: str, keep: bool) -> str | None:
     """In a process of Ray's: makes the run finished. Returns the reason if it fails."""
+    os.environ.update(THREADS)  # before torch is imported, which reads them then
     log = os.open(log_of(Path(directory)), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
