@@ -2,6 +2,8 @@
 
     python scripts/alarm_quality.py --runs DIR --minutes 9      trains what is missing, in chunks; again until it says that all stand
     python scripts/alarm_quality.py --runs DIR --only-table     replays the alarms over the tapes and prints the table
+    python scripts/alarm_quality.py --over DIR                  the same over all runs below DIR that held out answers at their start and end,
+                                                                such as those of `isentrope compare`
 
 The truth is defined without the detectors, and by other responses than those that they see: by the entropy of HELD-OUT responses at the last
 evaluation against that at the first. collapsed: at most a quarter of it. exploded: at least one and a half times. The alarms see the training
@@ -17,19 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-UPDATES = 40
+UPDATES = 48
 COLLAPSED, EXPLODED = 0.25, 1.5  # held-out entropy at the end, over that at the start
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "low-rate": {"trl": {"learning_rate": 6e-5}},
-    "clip-higher": {"control": [{"name": "clip-higher"}]},
-    "bonus": {"control": [{"name": "entropy-bonus", "coef": 0.1}]},
-    "large-bonus": {"control": [{"name": "entropy-bonus", "coef": 1.0}]},
+    "low-rate": {"trl": {"learning_rate": 4e-5}},
+    "mid-rate": {"trl": {"learning_rate": 1.5e-4}},
     "high-rate": {"trl": {"learning_rate": 1e-2}},
+    "clip-higher": {"control": [{"name": "clip-higher"}]},
+    "small-bonus": {"control": [{"name": "entropy-bonus", "coef": 0.02}]},
+    "bonus": {"control": [{"name": "entropy-bonus", "coef": 0.05}]},
+    "large-bonus": {"control": [{"name": "entropy-bonus", "coef": 0.3}]},
 }
 RUNS = [
-    ("plain", 0), ("bonus", 0), ("low-rate", 0), ("large-bonus", 0), ("high-rate", 0), ("plain", 1), ("bonus", 1), ("clip-higher", 0), ("low-rate", 1),
-    ("plain", 2), ("large-bonus", 1), ("bonus", 2), ("plain", 3), ("high-rate", 1), ("low-rate", 2), ("clip-higher", 1),
+    ("plain", 0), ("small-bonus", 0), ("low-rate", 0), ("large-bonus", 0), ("high-rate", 0), ("bonus", 0), ("mid-rate", 0), ("plain", 1), ("low-rate", 1),
+    ("large-bonus", 1), ("bonus", 1), ("mid-rate", 1), ("plain", 2), ("high-rate", 1), ("clip-higher", 0), ("small-bonus", 1),
 ]  # fmt: skip
 
 
@@ -38,10 +42,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/alarm-quality"))
     parser.add_argument("--minutes", type=float, default=9.0, help="no further run is begun after this long")
     parser.add_argument("--only-table", action="store_true")
+    parser.add_argument("--over", type=Path, help="a folder with runs made by anything; trains nothing")
     options = parser.parse_args()
+    if options.over is not None:
+        print(table([path.parent for path in sorted(options.over.rglob("summary.json")) if (path.parent / "tape" / "evals").is_dir()]))
+        return
     if not options.only_table:
         train(options.runs, options.minutes)
-    print(table(options.runs))
+    made = [options.runs / f"{name}-{seed}" for name, seed in RUNS]
+    print(table([run for run in made if (run / "summary.json").is_file() or (run / "failed").is_file()]))
 
 
 def train(folder: Path, minutes: float) -> None:
@@ -62,7 +71,7 @@ def train(folder: Path, minutes: float) -> None:
             return
         settings = configuration.read_preset("demo")
         settings["trl"] |= {
-            "max_steps": UPDATES, "learning_rate": 6e-4, "per_device_train_batch_size": 32, "max_completion_length": 32,
+            "max_steps": UPDATES, "learning_rate": 4e-4, "per_device_train_batch_size": 48, "max_completion_length": 32,
             "lr_scheduler_type": "constant", "save_steps": 1000,
         } | SETTINGS[name].get("trl", {})  # fmt: skip
         settings |= {"control": SETTINGS[name].get("control", []), "evaluate": {"every": UPDATES, "prompts": 32, "samples": 4, "batch_size": 256}}
@@ -101,9 +110,9 @@ class Outcome:
         return "collapsed" if self.ratio <= COLLAPSED else "exploded" if self.ratio >= EXPLODED else "neither"
 
 
-def table(folder: Path) -> str:
+def table(runs: list[Path]) -> str:
     """Every run with its truth and its alarms, then precision and recall."""
-    found = [outcome(folder / f"{name}-{seed}") for name, seed in RUNS if (folder / f"{name}-{seed}" / "tape").is_dir()]
+    found = [one for run in runs if (one := outcome(run)) is not None]
     lines = [
         "| run | held-out entropy, end / start | truth | collapse rang | spent: foretold, was | explosion rang | others |",
         "|---|---|---|---|---|---|---|",
@@ -121,23 +130,28 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def outcome(run: Path) -> Outcome:
+def outcome(run: Path) -> Outcome | None:
+    """None for a run that did not hold out answers at two updates, unless it failed."""
     from isentrope.explain.alarms import OPENING
     from isentrope.tape import Tape
     from isentrope.train.alarms import of_chain, replay
 
     tape = Tape.read(run)
     evals = tape.evals.filter(tape.evals["metric"] == "entropy").sort("step")
-    rung = [alarm for alarm in replay(tape, of_chain((), (), end=UPDATES)) if not alarm.over]
+    rung = [alarm for alarm in replay(tape, of_chain((), (), end=len(tape.steps))) if not alarm.over]
+    failed = (run / "failed").is_file()
+    if len(evals) < 2 and not failed:
+        return None
     first = {name: next((alarm for alarm in rung if alarm.name == name), None) for name in ("collapse", "explosion")}
     interval = None if first["collapse"] is None else re.search(r"between update (\d+) .*?(?:and (\d+)|or never)", first["collapse"].number)
     entropy = tape.steps.sort("step")["entropy/mean"].to_list()
     level = 0.25 * sum(entropy[:OPENING]) / OPENING
     spent = next((at + 1 for at in range(len(entropy) - 2) if max(entropy[at : at + 3]) <= level), None)
+    ratio = math.nan if failed else evals["value"][-1] / evals["value"][0]
     return Outcome(
-        run.name, evals["value"][-1] / evals["value"][0], len(entropy), {name: None if one is None else one.step for name, one in first.items()},
+        run.name, ratio, len(entropy), {name: None if one is None else one.step for name, one in first.items()},
         None if interval is None else (float(interval[1]), float(interval[2] or math.inf)), spent,
-        tuple(f"{alarm.name} {alarm.step}" for alarm in rung if alarm.name not in first), (run / "failed").is_file(),
+        tuple(f"{alarm.name} {alarm.step}" for alarm in rung if alarm.name not in first), failed,
     )  # fmt: skip
 
 

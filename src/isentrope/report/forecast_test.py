@@ -42,6 +42,9 @@ def test_forecasts_stand_with_what_became_of_them(run):
     names = [series["name"] for series in page.charts["forecast-updates"]["series"]]
     assert names == ["one update", "foretold at 15 %".replace(" %", "\u00a0%"), "foretold at 25\u00a0%", "foretold at 50\u00a0%"]
     assert page.body.count("naive: the last value") >= 3
+    reward = pair("reward", run.steps, run.evals)
+    missed = {one.method: one.rmse for one in laws.forecasts(reward.step, reward.entropy, reward.performance, shares=(0.5,))}
+    assert f"missed the rest by {short(missed[laws.LAW.name], 2)}; the last value missed it by {short(missed[laws.LEVEL.name], 2)}" in page.lead
     assert "happened so far" in page.body
 
 

@@ -39,7 +39,7 @@ def section(run: Run) -> Section:
     charts = {"forecast-law": _law_chart(reward, fitted, "reward"), "forecast-updates": _updates_chart(reward, made, now)}
     pictures = [_law_figure(run, fitted, "reward"), _updates_figure(reward, made, now)]
     body = [element("div", join(pictures), class_="pair"), _table(made, "reward"), _held_out(run, total, charts), _reading(run)]
-    return Section(ID, NAV, TITLE, join(body), charts, lead=_lead(run, fitted, reward, now, total))
+    return Section(ID, NAV, TITLE, join(body), charts, lead=_lead(run, fitted, reward, made, now, total))
 
 
 def _planned(run: Run) -> float | None:
@@ -56,7 +56,7 @@ def _now(reward: Pair, total: float | None) -> Forecast | None:
     return laws.ahead(reward.step, reward.entropy, reward.performance, np.linspace(last + 1, total, min(_POINTS, int(total - last))))
 
 
-def _lead(run: Run, fitted: Fit, reward: Pair, now: Forecast | None, total: float | None) -> str:
+def _lead(run: Run, fitted: Fit, reward: Pair, made: list[Forecast], now: Forecast | None, total: float | None) -> str:
     said = []
     if now is not None and now.problem is None:
         end = now.end
@@ -69,12 +69,22 @@ def _lead(run: Run, fitted: Fit, reward: Pair, now: Forecast | None, total: floa
         )
     else:
         said.append("On this run reward does not fall as entropy rises, so the law R = −a exp(H) + b says nothing about its end (a may be 0 or less).")
+    said += _worth(made)
     stages = laws.stages(reward.step, reward.entropy)
     if stages.stage == "plateau":
         said.append(_exchange(reward, stages.plateau))
     elif stages.stage == "rising":
         said.append("Entropy has not come to a plateau.")
     return " ".join(said)
+
+
+def _worth(made: list[Forecast]) -> list[str]:
+    """What the last forecast of the law was worth beside the naive one, in a sentence."""
+    latest = {one.method: one for one in made if one.problem is None and one.share == made[-1].share}
+    law, last = latest.get(laws.LAW.name), latest.get(laws.LEVEL.name)
+    if law is None or last is None or not math.isfinite(law.rmse):
+        return []
+    return [f"Fitted on the first {percent(law.share)}, it missed the rest by {short(law.rmse, 2)}; the last value missed it by {short(last.rmse, 2)}."]
 
 
 def _exchange(reward: Pair, plateau: Estimate) -> str:
