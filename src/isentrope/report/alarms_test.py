@@ -55,7 +55,9 @@ def test_the_page_shows_them(run):
 
 
 def test_no_alarm_says_what_was_watched(run):
-    assert "No alarm rang; 60 updates were watched" in alarms.section(events(run)).html()
+    on = dataclasses.replace(run, config="seed: 0\nalarms:\n  enabled: true\n")
+    assert "No alarm rang; 60 updates were watched" in alarms.section(events(on)).html()
+    assert "was not watched" in alarms.section(events(run)).html()
     off = dataclasses.replace(run, config="alarms:\n  enabled: false\n")
     assert "switched off" in alarms.section(events(off)).html()
 

@@ -71,6 +71,8 @@ def episodes(run: Run) -> list[Episode]:
 def _none(run: Run) -> str:
     if "alarms:\n  enabled: false" in run.config:
         return "The alarms were switched off (alarms.enabled)."
+    if "\nalarms:\n" not in f"\n{run.config}":
+        return "This run was not watched: its configuration says nothing of alarms."
     watched = "; ".join(MEANING.values())
     updates = f"{whole(run.last_step)} updates were" if run.last_step != 1 else "one update was"
     return f"No alarm rang; {updates} watched for: {watched}." if run.last_step else "No alarm yet: no update has finished."
