@@ -147,9 +147,10 @@ def outcome(run: Path) -> Outcome | None:
     entropy = tape.steps.sort("step")["entropy/mean"].to_list()
     level = 0.25 * sum(entropy[:OPENING]) / OPENING
     spent = next((at + 1 for at in range(len(entropy) - 2) if max(entropy[at : at + 3]) <= level), None)
+    name = "/".join(run.parts[-2:]) if run.name.startswith("seed-") else run.name  # as `isentrope compare` lays them
     ratio = math.nan if failed else evals["value"][-1] / evals["value"][0]
     return Outcome(
-        run.name, ratio, len(entropy), {name: None if one is None else one.step for name, one in first.items()},
+        name, ratio, len(entropy), {name: None if one is None else one.step for name, one in first.items()},
         None if interval is None else (float(interval[1]), float(interval[2] or math.inf)), spent,
         tuple(f"{alarm.name} {alarm.step}" for alarm in rung if alarm.name not in first), failed,
     )  # fmt: skip
