@@ -27,7 +27,7 @@ class Ray:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, and no warning about it
         import ray
 
-        self._ray = ray
+        self._ray: Any = ray
         _begin(ray, workers, address)
         self.slots = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._remote = ray.remote(num_cpus=1, max_calls=1, max_retries=0)(_task)
@@ -47,7 +47,7 @@ class Ray:
     def _ended(self, reference: Any) -> Ended:
         key, log = self._running.pop(reference)
         try:
-            reason = self._ray.get(reference)
+            reason: str | None = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             return Ended(key, f"its worker died: {' '.join(str(error).split())[:300]}", killed=True)
         return Ended(key) if reason is None else Ended(key, last_line(log) or reason)

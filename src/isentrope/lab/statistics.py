@@ -21,6 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -194,7 +195,8 @@ def _shift(freedom: float, level: float, power: float) -> float:
     high = bound + 4.0
     while missed(high) < 0:
         high *= 2
-    return float(optimize.brentq(missed, 0.0, high, xtol=1e-6))
+    found: Any = optimize.brentq(missed, 0.0, high, xtol=1e-6)
+    return float(found)
 
 
 def ranks(outcome: np.ndarray, *, level: float = 1 - ALPHA, seed: int = 0, resamples: int = RESAMPLES) -> list[tuple[int, int, int]]:

@@ -194,6 +194,6 @@ def ledger(results: Results) -> Section | None:
 
 def _theory(results: Results, arm: Arm, theory: str) -> str:
     runs = [run for run in results.runs[arm.name].values() if run is not None]
-    pairs = [[run.summary.get(f"ledger.{theory}.{what}") for what in ("correlation", "slope")] for run in runs]
-    known = [pair for pair in pairs if all(isinstance(value, int | float) for value in pair)]
-    return ", ".join(f"{value:.2f}" for value in np.mean(known, axis=0)) if known else "—"
+    pairs = [tuple(run.summary.get(f"ledger.{theory}.{what}") for what in ("correlation", "slope")) for run in runs]
+    known = np.array([pair for pair in pairs if all(isinstance(value, int | float) for value in pair)], dtype=float)
+    return ", ".join(f"{value:.2f}" for value in known.mean(0)) if len(known) else "—"
