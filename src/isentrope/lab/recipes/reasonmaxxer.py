@@ -20,7 +20,7 @@ from isentrope.train.head import reference_of, reference_signals
 from isentrope.train.models import LoadedModel, load
 
 STEPS = 100
-PROBLEMS, ANSWERS, BATCH = 300, 20, 8
+PROBLEMS, ANSWERS, BATCH = 150, 12, 8  # paper: 300, 20
 OURS = ReasonMaxxer()
 ARMS = {
     "neutral": "every token, signed cross-entropy, no KL (the paper's fullseq)",
@@ -126,6 +126,6 @@ def arm(name: str, seed: int, steps: int) -> dict[str, float]:
         loaded = load("embedded")
     else:
         torch.manual_seed(seed)
-        order = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": BATCH, "learning_rate": 1e-4}
+        order = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": BATCH, "learning_rate": 3e-5}
         loaded, _ = tune(data, [link], seed, steps, **order)
     return {**answers(loaded), "drift": _drift(loaded, prompts[:256], texts[:256]), "gated": gated}

@@ -22,7 +22,7 @@ from isentrope.train.head import reference_of, reference_signals
 from isentrope.train.models import LoadedModel, load
 
 STEPS = 100
-QUESTIONS, BATCH = 160, 8
+QUESTIONS, BATCH = 80, 8
 OURS = Brancher(prefixes=(2, 4, 6, 8, 10))  # lines of the embedded model have about ten tokens
 ARMS = {
     "neutral": "ten whole chains a question (vanilla sampling)",
