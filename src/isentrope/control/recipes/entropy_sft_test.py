@@ -61,12 +61,12 @@ def test_by_hand():
 
 def test_the_likely_label_of_an_uncertain_token_leaves_before_a_certain_one():
     """p = (0.9, 0.1): CE - 0.8 H is 0.105 - 0.260 for the likely label, 2.303 - 0.260 for the other; a token that is certain has 0."""
-    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [1.0, 0.0]], dtype=torch.float64)
-    labels = torch.tensor([0, 1, 0])
+    p = torch.tensor([[[0.9, 0.1], [0.9, 0.1], [1.0, 0.0]]], dtype=torch.float64)
+    labels = torch.tensor([[0, 1, 0]])
     found = token_signals_from_logits(p.log(), labels, [LogProb(), Entropy()])
     delta = excess(found["log_prob"], found["entropy"], 0.8)
-    assert delta.tolist() == pytest.approx([-0.1547, 2.0425, 0.0], abs=1e-4)
-    _, kept = entropy_sft_loss(found["log_prob"][None], found["entropy"][None], torch.ones(1, 3, dtype=torch.bool), keep=0.7)
+    assert delta[0].tolist() == pytest.approx([-0.1547, 2.0425, 0.0], abs=1e-4)
+    _, kept = entropy_sft_loss(found["log_prob"], found["entropy"], torch.ones(1, 3, dtype=torch.bool), keep=0.7)
     assert kept.tolist() == [[False, True, True]]
 
 
