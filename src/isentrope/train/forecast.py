@@ -21,6 +21,8 @@ PAIRS = ("reward", "pass@1")
 OF = {"reward": "training responses, one point per update", "pass@1": "held-out responses, one point per evaluation"}
 ENTROPY = {"reward": "steps.entropy/mean", "pass@1": "evals.entropy"}
 """The tape column whose provenance is that of the pair's entropy."""
+MOST = 2000
+"""Points of a pair; more updates than that are averaged in so many equal bins, so that a long run's page stays a matter of seconds."""
 KEYS = {laws.LAW.name: "exp", laws.LINEAR.name: "linear", laws.SATURATING.name: "saturating", laws.BLIND: "ahead", laws.LEVEL.name: "last"}
 """A forecast's method, as summary.json names it."""
 
@@ -37,7 +39,7 @@ class Pair:
 def pair(name: str, steps: pl.DataFrame, evals: pl.DataFrame) -> Pair:
     """One of PAIRS from a tape's tables; of length 0 where they do not hold it."""
     if name == "reward":
-        return Pair(*(_column(steps, column) for column in ("step", "entropy/mean", "reward/mean")))
+        return _binned(Pair(*(_column(steps, column) for column in ("step", "entropy/mean", "reward/mean"))))
     if not {"step", "metric", "value"} <= set(evals.columns):
         return Pair(*(np.zeros(0),) * 3)
     rows = {metric: evals.filter(pl.col("metric") == metric).unique("step", keep="last").sort("step") for metric in ("entropy", "pass@1")}
@@ -95,6 +97,15 @@ def _estimate(name: str, value: Estimate) -> Iterator[tuple[str, float]]:
 def _finite(key: str, value: float) -> Iterator[tuple[str, float]]:
     if math.isfinite(value):
         yield key, value
+
+
+def _binned(data: Pair) -> Pair:
+    """At most MOST points: means of neighbours. A bin with a value that is missing is missing."""
+    if len(data.step) <= MOST:
+        return data
+    cuts = np.linspace(0, len(data.step), MOST + 1).astype(int)[:-1]
+    sizes = np.diff(np.append(cuts, len(data.step)))
+    return Pair(*(np.add.reduceat(series, cuts) / sizes for series in (data.step, data.entropy, data.performance)))
 
 
 def _column(frame: pl.DataFrame, name: str) -> np.ndarray:

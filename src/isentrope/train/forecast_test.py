@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from isentrope.explain import laws
-from isentrope.train.forecast import ENTROPY, KEYS, OF, PAIRS, law_figures, pair
+from isentrope.train.forecast import ENTROPY, KEYS, MOST, OF, PAIRS, law_figures, pair
 
 
 def tape(count: int = 120, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -76,3 +76,11 @@ def test_a_constant_entropy_says_so():
     assert "hardly differ" in found["law.reward.problem"]
     assert "law.stage" not in found
     assert "law.pass@1.a" in found
+
+
+def test_a_long_run_is_averaged_in_bins():
+    steps, evals = tape(3 * MOST)
+    data = pair("reward", steps, evals)
+    assert len(data.step) == MOST
+    assert data.step[:2].tolist() == [2.0, 5.0]
+    assert data.performance[7] == pytest.approx(steps["reward/mean"][21:24].mean())
