@@ -77,7 +77,7 @@ def mixed(
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         args = GRPOConfig(
-            output_dir=folder, per_device_train_batch_size=32, num_generations=8, max_steps=steps, learning_rate=3e-4, lr_scheduler_type="constant",
+            output_dir=folder, per_device_train_batch_size=16, num_generations=8, max_steps=steps, learning_rate=3e-4, lr_scheduler_type="constant",
             max_completion_length=64, beta=0.0, loss_type="grpo", seed=seed, data_seed=seed, report_to="none", save_strategy="no", disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, logging_steps=10,
         )  # fmt: skip
