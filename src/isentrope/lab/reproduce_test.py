@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from isentrope.cli import main
 from isentrope.errors import UserError
 from isentrope.lab import claims as room
 from isentrope.lab import reproduce as engine
@@ -96,3 +97,12 @@ def test_the_table_has_a_row_and_an_entry_for_each(two, tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| [one]"))
     assert row.endswith("| confirmed |")
     assert "a \\| gap" in row  # a bar in a cell would end it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["reproduce"], "name papers"), (["reproduce", "siren", "--all"], "not both"), (["reproduce", "sirenn"], "Did you mean 'siren'")],
+)
+def test_the_command_line_says_what_is_wrong(arguments, said, capsys):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
