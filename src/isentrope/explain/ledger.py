@@ -1,22 +1,25 @@
 r"""The entropy ledger of one real update: what its change of mean entropy is made of, and what each token did to it.
 
-Over the tokens of an update, H(theta) = (1/n) sum_t H_t(theta) is their mean entropy in nats, on the same tokens before and after. To first order
-the update changes it by <h, dtheta>, h = grad H. An optimiser's update is a sum, so its effect is one (DESIGN section 2):
+Over the tokens of an update, H(theta) = (1/n) sum_t H_t(theta) is their mean entropy in nats, on the same tokens before and after. With
+h = grad H half-way along the update, H moves by <h, dtheta> up to the third order; an optimiser's update is a sum, so its effect is one (DESIGN
+section 2):
 
     dtheta = - P g/c + P (1 - c)/c g + momentum + decay          g the clipped gradient, c what clipping left of it, 1 if nothing
     this_batch = -<h, P g>/c     gradient_clipping = <h, P g> (1 - c)/c     momentum = <h, m>     weight_decay = <h, d>
-    residual = measured change - these four: the second and higher orders, and the rounding of the weights
+    residual = measured change - these four: the third and higher orders, and the rounding of the weights
 
-P is the optimiser's scaling of this gradient in this step, held at what it was (AdamW: (1 - beta1) lr / ((1 - beta1^t) (sqrt(v_hat) + eps)), with
-this gradient already in v_hat). The batch's account is a sum over tokens: with u = P h,
+With h at the opening weights instead the same is of first order only: `first_order`. P is the optimiser's scaling of this gradient in this
+step, held at what it was (AdamW: (1 - beta1) lr / ((1 - beta1^t) (sqrt(v_hat) + eps)), with this gradient already in v_hat). The batch's
+account is a sum over tokens: with u = P h,
 
     this_batch = sum_t part_t        part_t = - (dLoss/dlog p_t) (d log p_t / du)        and likewise for every signal that the loss differentiates
 
 and two forward passes at theta +- eps u give d log p_t / du of all tokens at once. Symbols of the sheets `clip-cov`, `steer` and
 `rft-entropy-dynamics`; the ledger itself is ours (DESIGN section 6).
 
-Theories, all in nats: `exact` is <h, dtheta>. The other three know a token's own state only, as if every state had logits of its own and made one
-step of the learning rate: their sizes are then not those of a network whose states share weights, and their slope says by how much.
+Theories, all in nats: `exact` is <h, dtheta>, `first_order` the same from the opening. The other three know a token's own state only, as if every
+state had logits of its own and made one step of the learning rate: their sizes are then not those of a network whose states share weights, and
+their slope says by how much.
 """
 
 import unicodedata
@@ -35,8 +38,8 @@ from isentrope.control.papers.steer import own_logit_change, passes
 from isentrope.control.stages import Chain, ChainStats, policy_loss
 from isentrope.control.step import RowRng, State, Step
 
-THEORIES = ("covariance", "omega", "token_rule", "exact")
-"""Clip-Cov's, STEER's, -w r A (S - N), and the gradient of the entropy along the real update."""
+THEORIES = ("covariance", "omega", "token_rule", "first_order", "exact")
+"""Clip-Cov's, STEER's, -w r A (S - N), and the gradient of the entropy along the real update, from its opening and half-way."""
 ACCOUNTS = ("this_batch", "momentum", "weight_decay", "gradient_clipping", "residual")
 """What a change of entropy is booked on; they add up to it."""
 CLASSES = ("digits", "word", "punctuation", "symbol", "space", "special", "mixed")
@@ -53,6 +56,10 @@ class UpdateParts:
     scale: Float[Tensor, "*shape"] | float
     momentum: Float[Tensor, "*shape"]
     decay: Float[Tensor, "*shape"]
+
+    def change(self, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The whole update that the optimiser makes of `gradient`."""
+        return -self.scale * gradient + self.momentum + self.decay
 
 
 def unsplit(optimizer: torch.optim.Optimizer) -> str | None:

@@ -23,7 +23,8 @@ def ledger_frames(rng: np.random.Generator, entropy: np.ndarray, links: Sequence
         batch, spread = account["this_batch"], abs(exact)
         rule = exact * 1e-3 + float(rng.normal(0, 1e-5))
         rows.append({
-            "step": step, "tokens": 640, "opening": opening, "closing": opening + measured, "measured": measured, "theory/exact": exact,
+            "step": step, "tokens": 640, "opening": opening, "closing": opening + measured, "measured": measured, "theory/exact": exact, 
+            "theory/first_order": 1.1 * exact,
             "theory/token_rule": rule, "theory/omega": 3 * rule, "theory/covariance": float(rng.normal(0, 1e-5)),
             **{f"account/{name}": value for name, value in account.items()}, "account/residual": measured - exact, "attributed": batch * 1.002,
             "raised": spread, "lowered": batch - spread, "clipped": 0.9, "seconds": 0.4, **{f"link/{name}": 0.2 * rule for name in links},

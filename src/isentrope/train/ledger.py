@@ -1,8 +1,9 @@
 """The host of the entropy ledger: around the optimiser step of every K-th update it measures what the step did to entropy, and why.
 
-Before the step, at the opening weights: the mean entropy of the update's trained tokens and its gradient (one forward and backward pass per
-slice), what each theory predicts, the accounts, and two forward passes along u that give every token its part. After it: the entropy of the
-same tokens again. In all about six forward passes of the update's tokens. Memory: two copies of the trained weights, until the step is over.
+Before the step: the mean entropy of the update's trained tokens, what each theory predicts, its gradient half-way along the update that the
+optimiser is about to make, the accounts, and two forward passes along u that give every token its part. After it: the entropy of the same
+tokens again. In all two forward and backward passes of the update's tokens and three forward passes. Memory: two copies of the trained weights,
+until the step is over.
 
 The training does not notice: no random number is drawn, gradients and optimiser are only read, weights are copied back bit for bit, modules keep
 their mode. Everything is float32 (heads with precise products), in evaluation mode, at the temperature that the policy samples with.
@@ -73,7 +74,7 @@ class _Open:
     row: dict[str, Any]
     parameters: list[Tensor]
     before: list[Tensor]
-    slope: list[Tensor]  # h
+    slope: list[Tensor]  # h, half-way where the update can be foretold
     began: float
 
 
@@ -160,34 +161,57 @@ class Ledger:
             reason = unsplit(optimizer)
             before = [parameter.detach().clone() for parameter in parameters]
             if reason is not None:
-                self._say("ledger-accounts", f"The ledger keeps no accounts: {reason}.")
+                self._say("ledger-accounts", f"The ledger keeps no accounts, and its exact theory is of first order: {reason}.")
             else:
-                clipped = clip_factor(trainer.last_grad_norm, float(trainer.args.max_grad_norm or 0.0))
-                row["clipped"] = clipped
-                along = self._accounts(optimizer, trained, slope, clipped, row)
-                self._attribute(trainer, forward, parameters, before, slope, along, row)
+                row["clipped"] = clip_factor(trainer.last_grad_norm, float(trainer.args.max_grad_norm or 0.0))
+                slope = self._halfway(forward, optimizer, trained, before, slope, row)
+                rise = self._accounts(optimizer, trained, slope, row)
+                self._attribute(trainer, forward, optimizer, trained, before, slope, rise, row)
         return _Open(row, parameters, before, slope, time.perf_counter() - began)
 
     def _opening(self, trainer: "IsentropeTrainer", forward: Callable, parameters: list[Tensor]) -> tuple[float, list[Tensor]]:
         """Mean entropy and its gradient; the slices' steps then carry what was measured here."""
-        total, tokens = 0.0, max(1, sum(int(part.step.mask.sum()) for part in self._slices))
-        slope = [torch.zeros_like(parameter) for parameter in parameters]
         signals = _with(trainer.signals, (LogProb(grad=True), Entropy(grad=True), Discriminant(), ExpectedDiscriminant()))
+        slope, found = self._slope(forward, parameters, signals)
+        total, tokens = 0.0, self._count()
+        for part, values in zip(self._slices, found, strict=True):
+            total += float(values["entropy"][part.step.mask].sum(dtype=torch.float64)) / tokens
+            log_probs = values.pop("log_prob")
+            measured = {f"current.{key}": value for key, value in values.items()}
+            part.step = replace(part.step, log_probs=log_probs, signals={**part.step.signals, **measured})
+        return total, slope
+
+    def _slope(self, forward: Callable, parameters: list[Tensor], signals: Sequence[Signal]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        """The gradient of the mean entropy at the weights as they are, and the signals of every slice."""
+        slope, found = [torch.zeros_like(parameter) for parameter in parameters], []
         for part in self._slices:
-            found = []
+            pieces = []
             for chunk in self._chunks(part):
                 values = forward(*chunk, signals)
-                mean = torch.where(chunk[2], values["entropy"], 0.0).sum() / tokens
-                total += float(values["entropy"].detach()[chunk[2]].sum(dtype=torch.float64)) / tokens
+                mean = torch.where(chunk[2], values["entropy"], 0.0).sum() / self._count()
                 for into, more in zip(slope, torch.autograd.grad(mean, parameters, allow_unused=True), strict=True):
                     if more is not None:
                         into += more
-                found.append({key: value.detach() for key, value in values.items()})
-            values = {key: torch.cat([one[key] for one in found]) for key in found[0]}
-            log_probs = values.pop("log_prob")
-            found_here = {f"current.{key}": value for key, value in values.items()}
-            part.step = replace(part.step, log_probs=log_probs, signals={**part.step.signals, **found_here})
-        return total, slope
+                pieces.append({key: value.detach() for key, value in values.items()})
+            found.append({key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]})
+        return slope, found
+
+    def _halfway(
+        self, forward: Callable, optimizer: torch.optim.Optimizer, trained: Sequence, before: Sequence[Tensor], slope: list[Tensor], row: dict
+    ) -> list[Tensor]:  # fmt: skip
+        """What the gradient at the opening predicts, and the gradient half-way along the update that the optimiser is about to make."""
+        predicted = 0.0
+        try:
+            with torch.no_grad():
+                for (parameter, group), start, h in zip(trained, before, slope, strict=True):
+                    change = update_parts(optimizer, group, parameter, parameter.grad).change(parameter.grad)
+                    predicted += dot(h, change)
+                    parameter.copy_(start + 0.5 * change)
+            row["theory/first_order"] = predicted
+            slope.clear()  # its memory, before the next takes as much
+            return self._slope(forward, [parameter for parameter, _ in trained], (Entropy(grad=True),))[0]
+        finally:
+            _restore([parameter for parameter, _ in trained], before)
 
     def _theories(self, trainer: "IsentropeTrainer", rate: float) -> dict[str, float]:
         """Predictions of the token theories, and what each link adds to that of the token rule."""
@@ -204,23 +228,22 @@ class Ledger:
         push = torch.cat([pad_width(part.push, view.mask.shape[1]) for part in self._slices])
         return {f"theory/{key}": value for key, value in token_theories(view, rate, push).items()} | links
 
-    def _accounts(self, optimizer: torch.optim.Optimizer, trained: Sequence, slope: Sequence[Tensor], clipped: float, row: dict) -> list[Tensor]:
-        """Books the four accounts and returns u = P h."""
-        along, total = [], dict.fromkeys(("this_batch", "momentum", "weight_decay", "gradient_clipping"), 0.0)
+    def _accounts(self, optimizer: torch.optim.Optimizer, trained: Sequence, slope: Sequence[Tensor], row: dict) -> float:
+        """Books the four accounts; returns <h, P h>, what a step of 1 along u adds to the mean entropy."""
+        rise, total = 0.0, dict.fromkeys(("this_batch", "momentum", "weight_decay", "gradient_clipping"), 0.0)
         for (parameter, group), h in zip(trained, slope, strict=True):
             parts = update_parts(optimizer, group, parameter, parameter.grad)
-            for name, value in booked(h, parameter.grad, parts, clipped).items():
+            for name, value in booked(h, parameter.grad, parts, row["clipped"]).items():
                 total[name] += value
-            along.append(parts.scale * h)
+            rise += dot(h, parts.scale * h)
         row |= {f"account/{name}": value for name, value in total.items()}
-        return along
+        return rise
 
     def _attribute(
-        self, trainer: "IsentropeTrainer", forward: Callable, parameters: Sequence[Tensor], before: Sequence[Tensor], slope: Sequence[Tensor],
-        along: Sequence[Tensor], row: dict,
+        self, trainer: "IsentropeTrainer", forward: Callable, optimizer: torch.optim.Optimizer, trained: Sequence, before: Sequence[Tensor],
+        slope: Sequence[Tensor], rise: float, row: dict,
     ) -> None:  # fmt: skip
-        """Every token's part of `this_batch`, from two passes along u."""
-        rise = sum(dot(h, u) for h, u in zip(slope, along, strict=True))  # <h, P h>: what a step of 1 along u adds to the mean entropy
+        """Every token's part of `this_batch`, from two passes along u = P h."""
         if not rise > 0 or not np.isfinite(rise):
             return  # nothing moves entropy, or a weight is not finite
         reach = REACH * row["opening"] / rise
@@ -229,13 +252,12 @@ class Ledger:
         try:
             for sign in (1.0, -1.0):
                 with torch.no_grad():
-                    for parameter, start, u in zip(parameters, before, along, strict=True):
-                        parameter.copy_(start + sign * reach * u)
+                    for (parameter, group), start, h in zip(trained, before, slope, strict=True):
+                        along = update_parts(optimizer, group, parameter, parameter.grad).scale * h
+                        parameter.copy_(start + sign * reach * along)
                     sides.append([self._signals(forward, part, wanted) for part in self._slices])
         finally:
-            with torch.no_grad():
-                for parameter, start in zip(parameters, before, strict=True):
-                    parameter.copy_(start)
+            _restore([parameter for parameter, _ in trained], before)
         for part, ahead, behind in zip(self._slices, *sides, strict=True):
             part.part = torch.where(part.step.mask, token_parts(part.slopes, ahead, behind, reach), 0.0)
         row["attributed"] = float(sum(part.part.sum() for part in self._slices))
@@ -243,6 +265,9 @@ class Ledger:
         row["lowered"] = float(sum(part.part.clamp(max=0).sum() for part in self._slices))
 
     # --- passes
+
+    def _count(self) -> int:
+        return max(1, sum(int(part.step.mask.sum()) for part in self._slices))
 
     def _chunks(self, part: _Slice) -> Iterator[tuple[Tensor, Tensor, Bool[Tensor, "response token"]]]:
         """input ids, attention mask and trained mask, a few responses at a time."""
@@ -258,11 +283,11 @@ class Ledger:
 
     def _entropy(self, forward: Callable) -> float:
         """Mean entropy of the update's trained tokens, in nats."""
-        total, tokens = 0.0, max(1, sum(int(part.step.mask.sum()) for part in self._slices))
+        total = 0.0
         with torch.no_grad():
             for part in self._slices:
                 total += float(self._signals(forward, part, (Entropy(),))["entropy"][part.step.mask].sum(dtype=torch.float64))
-        return total / tokens
+        return total / self._count()
 
     # --- what goes onto the tape
 
@@ -377,6 +402,13 @@ def ledger_summary(ledger: pl.DataFrame, steps: pl.DataFrame) -> dict[str, Any]:
     return found
 
 
+def _restore(parameters: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """The weights as they were, bit for bit."""
+    with torch.no_grad():
+        for parameter, start in zip(parameters, before, strict=True):
+            parameter.copy_(start)
+
+
 def _with(signals: Sequence[Signal], more: Sequence[Signal]) -> tuple[Signal, ...]:
     """Both, each key once; of one key the request in `more`."""
     return tuple(({signal.key: signal for signal in signals} | {signal.key: signal for signal in more}).values())
@@ -386,7 +418,7 @@ def provenance(temperature: float) -> dict[str, Provenance]:
     """Provenance of every entropy column that a ledger writes."""
     mean = Provenance("exact", temperature=float(temperature), aggregation="token-mean")
     single = replace(mean, aggregation="none")
-    names = ("opening", "closing", "measured", "theory/exact", "theory/covariance", "theory/omega", "theory/token_rule", "attributed")
+    names = ("opening", "closing", "measured", "theory/exact", "theory/first_order", "theory/covariance", "theory/omega", "theory/token_rule", "attributed")
     accounts = ("this_batch", "momentum", "weight_decay", "gradient_clipping", "residual")
     return (
         {f"ledger.{name}": mean for name in names}

@@ -131,14 +131,14 @@ def test_accounts_add_up_to_the_measured_change_and_tokens_to_their_account(way,
             assert found["tokens"].sum() == rows.filter(pl.col("step") == step)["tokens"][0]
 
 
-def test_exact_predicts_the_change_and_misses_by_second_order(model_path, tmp_path):
+def test_the_opening_alone_misses_by_second_order_and_half_way_misses_little(model_path, tmp_path):
     missed = []
-    for rate in (0.2, 0.1, 0.02):
+    for rate in (0.2, 0.1):
         _, tape, _ = train(exact_gradients(model_path), tmp_path / str(rate), way={"optim": "sgd", "learning_rate": rate}, max_steps=1)
         row = tape.table("ledger").row(0, named=True)
-        missed.append(row["measured"] - row["theory/exact"])
-        assert row["account/residual"] == pytest.approx(missed[-1], rel=1e-2)
-    assert abs(missed[2]) < 0.05 * abs(row["measured"])
+        missed.append(row["measured"] - row["theory/first_order"])
+        assert abs(row["measured"] - row["theory/exact"]) < 0.2 * abs(missed[-1])
+        assert row["account/residual"] == pytest.approx(row["measured"] - row["theory/exact"], rel=1e-2)
     assert missed[0] / missed[1] == pytest.approx(4, rel=0.2)
 
 

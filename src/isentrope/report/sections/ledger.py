@@ -19,7 +19,13 @@ NAMES = {
     "this_batch": "this batch", "momentum": "momentum of earlier batches", "weight_decay": "weight decay", "gradient_clipping": "gradient clipping",
     "residual": "residual (higher orders)",
 }  # fmt: skip
-TITLES = {"exact": "exact: ⟨∇H, Δθ⟩", "token_rule": "token rule: −w r A (S − N)", "omega": "omega (STEER)", "covariance": "covariance (Clip-Cov)"}
+TITLES = {
+    "exact": "exact: ⟨∇H half-way, Δθ⟩",
+    "first_order": "first order: ⟨∇H, Δθ⟩",
+    "token_rule": "token rule: −w r A (S − N)",
+    "omega": "omega (STEER)",
+    "covariance": "covariance (Clip-Cov)",
+}
 DIVISIONS = {
     "advantage": ("By the sign of the advantage", {"A > 0": "A > 0", "A < 0": "A < 0", "A = 0": "A = 0"}),
     "correct": ("By the verdict on the response", {"right": "right", "wrong": "wrong", "not judged": "not judged"}),
@@ -82,7 +88,7 @@ def _books(run: Run, rows: pl.DataFrame) -> Markup:
     def entry(title: str | Markup, name: str, part: bool = True) -> list:
         found = _mean(rows, name)
         shown = [_signed(_mean(frame, name)) if part else short(_mean(frame, name), 4) for frame in columns.values()]
-        return [title, *shown, (percent(found / total) if total and found is not None else NONE) if part else ""]
+        return [title, *shown, (percent(found / total + 0.0) if total and found is not None else NONE) if part else ""]
 
     body = [entry(element("strong", "opening entropy"), "opening", part=False)]
     if len(known) == 1:
@@ -91,8 +97,8 @@ def _books(run: Run, rows: pl.DataFrame) -> Markup:
     body += [entry("change that was measured", "measured"), entry(element("strong", "closing entropy"), "closing", part=False)]
     head = ["nats per update, mean", *columns, "of the change"]
     note = (
-        "Each column balances: the contributions add up to the change. Accounts are first-order: the entropy's gradient at the opening weights along "
-        "that part of the optimiser's update. Under Adam a batch keeps acting through momentum for many updates, so its own share is the smaller one."
+        "Each column balances: the contributions add up to the change. An account is the entropy's gradient, taken half-way, along that part of the "
+        "optimiser's update. Under Adam a batch acts through momentum for many updates more, so its own update shows only a part of what it does."
     )
     if len(known) == 1:
         note = "This optimiser's update cannot be split, so there is one account and the residual."
@@ -124,12 +130,12 @@ def _pictures(run: Run, rows: pl.DataFrame, agreed: Mapping[str, Mapping[str, Ag
     third = np.repeat(np.array(THIRDS), [len(part) for part in np.array_split(x, 3)]).tolist()
     measured = values(rows, "measured")
     theories = []
-    for name in [name for name in ("exact", "token_rule", "omega", "covariance") if name in agreed]:
+    for name in [name for name in TITLES if name in agreed]:
         predicted, slope = values(rows, f"theory/{name}"), agreed[name]["all"].slope.value
         kept = np.isfinite(predicted) & np.isfinite(measured)
         intercept = float(measured[kept].mean() - slope * predicted[kept].mean()) if kept.any() and np.isfinite(slope) else None
         theories.append({
-            "title": TITLES[name], "own": name == "exact", "predicted": [float(value) for value in predicted],
+            "title": TITLES[name], "own": name in ("exact", "first_order"), "predicted": [float(value) for value in predicted],
             "slope": float(slope) if np.isfinite(slope) else None, "intercept": intercept,
         })  # fmt: skip
     charts["ledger-agreement"] = {
@@ -143,7 +149,7 @@ def _pictures(run: Run, rows: pl.DataFrame, agreed: Mapping[str, Mapping[str, Ag
         class_="switches",
     )
     note = (
-        "One dot is one update; the line is the least-squares fit. The exact theory is in nats, so its dots should lie on the diagonal; the others know one "
+        "One dot is one update; the line is the least-squares fit. The first two are in nats, so their dots should lie on the diagonal; the others know one "
         "token's state alone, and only their direction counts."
     )
     scatter = figure("ledger-agreement", "Predicted against measured", note, tall=True, controls=controls)
@@ -231,7 +237,9 @@ def _tokens(run: Run) -> Markup | None:
     rows = run.ledger_tokens
     if not has(rows, "part"):
         return None
-    most = rows.with_columns(pl.col("part").abs().alias("size")).sort("size", descending=True).head(TABLE_ROWS)
+    thirds = np.array_split(np.unique(values(run.ledger, "step")).astype(int), 3)
+    sized = [rows.filter(pl.col("step").is_in(steps.tolist())).with_columns(pl.col("part").abs().alias("size")) for steps in thirds if len(steps)]
+    most = pl.concat([frame.sort("size", descending=True).head(TABLE_ROWS // 3) for frame in sized])
     single = []
     for row in most.iter_rows(named=True):
         correct = row.get("correct")
@@ -254,7 +262,7 @@ def _tokens(run: Run) -> Markup | None:
         "div",
         element(
             "div",
-            element("h3", "The most responsible tokens"),
+            element("h3", "The most responsible tokens of each third"),
             table(["text before, token", "part, nats", "update", "A", "verdict", "H, nats"], single, numeric=(1, 2, 3, 5), class_="whose"),
         ),
         element("div", element("h3", "The same by text, over all ledgers"), table(["token", "times", "part, nats"], kinds, numeric=(1, 2), class_="whose")),
