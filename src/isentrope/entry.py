@@ -42,6 +42,8 @@ def cost(link: Intervention) -> dict[str, Any]:
         words.append("one forward without gradient per update where that has several slices or processes")
     if "sample" in stages:
         words.append("a hook on every decoding step")
+    if "replay" in stages:
+        words.append("one forward without gradient per generation where the trainer uses a batch once and keeps no log-probs of it")
     words += [f"generates {item}" for item in generated if item != "none"]
     if {"extra", "rows"} & set(stages) or any(item != "none" for item in generated):
         words.append("rows that are replaced are scored again where the signals or log-probs of the policy that sampled are kept")

@@ -7,6 +7,7 @@ ones that `x` would choose. Whatever effect is left is the effect of touching th
 |---|---|---|
 | select | number of prompts | which of those that were probed |
 | extra, rows | number of groups asked for, of rows replaced and dropped, their advantages | which; sampled at the batch's own temperature |
+| replay | number of responses kept in the buffer | which |
 | sample | the temperatures of a decoding step | which response gets which |
 | reward, advantage | the shaping terms of a group | which response (token) of the group gets which |
 | filter | number of groups (rows) dropped | which |
@@ -245,7 +246,28 @@ class _Rows:
         batch = _ranks(keys, rollouts.row_id)
         source = edit.source if extra is None else _ranks(keys, extra.row_id)[:count]
         dropped = None if edit.dropped is None else batch[count : count + len(edit.dropped)]
-        return RowEdit(batch[:count], source, edit.advantage, dropped)
+        return RowEdit(batch[:count], source, edit.advantage, dropped, edit.clear)
+
+
+class _Replay:
+    @property
+    def capacity(self) -> int:
+        return self.inner.capacity
+
+    @property
+    def max_age(self) -> int:
+        return self.inner.max_age
+
+    def remember(self, rollouts: Rollouts, state: State) -> Bool[Tensor, " response"]:
+        """As many as the inner link remembers, of all."""
+        kept = torch.zeros_like(rollouts.truncated)
+        kept[_ranks(self.keys(_rollout_rng(rollouts)), rollouts.row_id)[: int(self.inner.remember(rollouts, state).sum())]] = True
+        return kept
+
+
+class _Collect:
+    def collect(self, rollouts: Rollouts, state: State) -> State:
+        return self.inner.collect(rollouts, state)
 
 
 class _Survey:
@@ -315,6 +337,7 @@ class _Update:
 
 _STAGES: Mapping[str, type] = {
     "select": _Select, "extra": _Extra, "sample": _Sample, "reward": _Reward, "filter": _Filter, "advantage": _Advantage, "rows": _Rows,
+    "replay": _Replay, "collect": _Collect,
     "survey": _Survey, "clip": _Clip, "weight": _Weight, "regularise": _Regularise, "update": _Update,
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ An intervention is a frozen dataclass of its hyper-parameters with one method fo
 it has is read off its methods (the protocols below). Stages run on four clocks:
 
 - before training, once: `select` (which prompts, from what the starting policy makes of them)
-- rollout, once per generation and over all ranks: `extra`, `temperature`, `reward`, `keep`, `advantage`, `rows`
+- rollout, once per generation and over all ranks: `extra`, `temperature`, `reward`, `keep`, `advantage`, `rows`, `remember`, `collect`
 - update, once per optimiser step over all its slices and ranks, without gradient: `survey`
 - micro-batch, with gradient: `policy`, `clip`, `weight`, `regularise`
 - end of the update: `update`
@@ -57,6 +57,11 @@ class Intervention:
     def dense(self) -> str:
         """Why it acts on nearly every token by design; empty for one that selects. Whether it bites is then told by the gradient alone."""
         return ""
+
+    @property
+    def late(self) -> int:
+        """Updates of the preset `control-check` before it can act at all: a buffer fills."""
+        return 0
 
     def init(self) -> State:
         """The state before the first update."""
@@ -116,13 +121,15 @@ class ExtraRequest:
 class RowEdit:
     """Rows of the batch replaced by rows of the extra rollouts, and rows taken out of the loss.
 
-    The number of rows stays; `dropped` rows are fully masked. Token counts are the host's to recompute.
+    The number of rows stays; `dropped` rows are fully masked. Token counts are the host's to recompute. For a link that remembers (`Replay`) the
+    sources are positions in its buffer, and `clear` empties that.
     """
 
     target: Int[Tensor, " replaced"]  # positions in the batch
     source: Int[Tensor, " replaced"]  # positions in the extra rollouts
     advantage: Float[Tensor, " replaced"]
     dropped: Int[Tensor, " dropped"] | None = None  # positions in the batch
+    clear: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,26 @@ class Rows(Protocol):
 
 
 @runtime_checkable
+class Replay(Protocol):
+    """A link with a buffer, which the host keeps: `rows` is given it as the extra rollouts, of origin "replay", with the log-probs of the policy that
+    sampled them, the reward and advantage of then, and their age in updates; None while it is empty."""
+
+    capacity: int  # responses in the buffer; the oldest give way
+    max_age: int  # updates; what is older is forgotten
+
+    def remember(self, rollouts: Rollouts, state: State) -> Bool[Tensor, " response"]:
+        """Which of this generation's responses go into the buffer."""
+        ...
+
+
+@runtime_checkable
+class Collect(Protocol):
+    def collect(self, rollouts: Rollouts, state: State) -> State:
+        """The state after a generation, from all its responses as they were sampled, rewarded and advantaged."""
+        ...
+
+
+@runtime_checkable
 class Survey(Protocol):
     def survey(self, view: Step, state: State, rng: RowRng) -> Stats:
         """Statistics of the whole update. `view` holds every row of all slices and ranks, detached, with ratio and bounds."""
@@ -247,6 +274,7 @@ class Update(Protocol):
 
 ROLLOUT_STAGES: Mapping[str, type] = {
     "select": Select, "extra": Extra, "sample": Sample, "reward": Reward, "filter": Filter, "advantage": Advantage, "rows": Rows,
+    "replay": Replay, "collect": Collect,
 }  # fmt: skip
 UPDATE_STAGES: Mapping[str, type] = {
     "survey": Survey, "policy": Policy, "clip": Clip, "weight": Weight, "regularise": Regularise, "update": Update,

@@ -125,7 +125,7 @@ def check_bites(intervention: Intervention, *, seed: int = 0, steps: int = 20, l
 
     Raises ContractError with the figures of every update; SkipTest naming the extra if trl is not installed.
     """
-    bites = bite(intervention.embedded(), seed=seed, steps=steps)
+    bites = bite(intervention.embedded(), seed=seed, steps=steps + intervention.late)[intervention.late :]
     on_gradient = bool(_ON_GRADIENT & set(stages_of(intervention)))
     most = 1.0 if intervention.dense else HIGH
     good = [one for one in bites if one.touches(most) and (one.distance > MOVED or not on_gradient)]
@@ -133,8 +133,7 @@ def check_bites(intervention: Intervention, *, seed: int = 0, steps: int = 20, l
         from isentrope.testing.checks import ContractError
 
         rows = "\n".join(
-            f"  step {one.step}: " + ", ".join(f"{kind} {share:.2%}" for kind, share in one.shares.items()) + f", gradient {one.distance:.2e}"
-            for one in bites
+            f"  step {one.step}: " + ", ".join(f"{kind} {share:.2%}" for kind, share in one.shares.items()) + f", gradient {one.distance:.2e}" for one in bites
         )
         raise ContractError(f"bites in {len(good)} of {len(bites)} updates, {least} are needed (a share in {LOW:.1%}..{most:.0%}):\n{rows}\n")
     return bites

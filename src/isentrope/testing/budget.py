@@ -13,6 +13,7 @@ from isentrope.control.stages import (
     Filter,
     Intervention,
     Regularise,
+    Replay,
     Reward,
     Rows,
     Sample,
@@ -45,8 +46,9 @@ def decisions(link: Intervention, scene: World, state: State, asked: Interventio
 def _on_rollouts(link: Intervention, scene: World, state: State, asked: Intervention) -> dict[str, Decision]:
     rollouts, found = scene.rollouts, {}
     if isinstance(link, Select) and link.probe() is not None:
-        chosen = link.select(probed(scene))
-        found["select"] = Decision(torch.tensor([len(chosen)]), chosen, 0 < len(chosen) < len(rollouts.group.unique()))
+        tried = probed(scene)
+        chosen = link.select(tried)
+        found["select"] = Decision(torch.tensor([len(chosen)]), chosen, 0 < len(chosen) < len(tried.position))
     if isinstance(link, Extra):
         request = link.extra(rollouts, scene.progress, state)
         groups = torch.zeros(0) if request is None else request.groups
@@ -65,9 +67,13 @@ def _on_rollouts(link: Intervention, scene: World, state: State, asked: Interven
         mask, group = rollouts.trained_mask, rollouts.group
         by_token = term.shape[1] > 1
         found["advantage"] = _within(term[mask], group[:, None].expand(mask.shape)[mask]) if by_token else _within(term.squeeze(1), group)
+    if isinstance(link, Replay):
+        kept = link.remember(rollouts, state)
+        found["replay"] = Decision(kept.sum()[None], kept, 0 < int(kept.sum()) < len(kept))
     if isinstance(link, Rows):
         request = asked.extra(rollouts, scene.progress, state) if isinstance(asked, Extra) else None
-        edit = link.rows(rollouts, None if request is None else scene.extra(request).scored(link.needs).rollouts, state, RNG.child(0))
+        extra = scene.buffer() if isinstance(asked, Replay) else None if request is None else scene.extra(request)
+        edit = link.rows(rollouts, None if extra is None else extra.scored(link.needs).rollouts, state, RNG.child(0))
         dropped = edit.target[:0] if edit.dropped is None else edit.dropped
         counts = torch.tensor([len(edit.target), len(dropped)], dtype=edit.advantage.dtype)
         budget = torch.cat([counts, edit.advantage.sort().values])

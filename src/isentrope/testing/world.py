@@ -18,11 +18,13 @@ from isentrope.control.stages import (
     Advantage,
     Chain,
     ChainStats,
+    Collect,
     Extra,
     ExtraRequest,
     Filter,
     Intervention,
     Probed,
+    Replay,
     Reward,
     RowEdit,
     Rows,
@@ -115,6 +117,14 @@ class World:
         rollouts = replace(rollouts, **{name: pad_width(value, width + columns) for name, value in values.items()})
         logits, old, ref = (torch.nn.functional.pad(value, (0, 0, 0, columns), value=0.5) for value in (self.logits, self.old, self.ref))
         return replace(self, rollouts=rollouts, logits=logits, old=old, ref=ref)
+
+    def buffer(self) -> "World":
+        """Responses of an earlier policy that a buffer gives back: sixteen to each group, older ones among them, with their advantage of then."""
+        groups = torch.unique(self.rollouts.group)
+        found = self.extra(ExtraRequest(groups, 16, 1.0))
+        rows = found.rollouts
+        old = {"origin": torch.full_like(rows.origin, ORIGINS.index("replay")), "age": rows.row_id % 3 + 1, "row_id": rows.row_id + EXTRA_ROWS}
+        return replace(found, rollouts=replace(rows, **old, advantage=group_advantage(rows.reward, rows.group)))
 
     def extra(self, request: ExtraRequest) -> "World":
         """The responses that `request` asks for: the same for a group wherever it stands in the batch. Not yet advantaged."""
@@ -213,11 +223,12 @@ def join_worlds(parts: Sequence[World]) -> World:
 
 
 def probed(scene: World) -> Probed:
-    """The world's groups as prompts that were probed, by the number of the group."""
-    rollouts = scene.rollouts
-    groups = torch.unique(rollouts.group)
-    rows = torch.stack([(rollouts.group == group).nonzero().squeeze(1) for group in groups])
-    return Probed(groups, rollouts.reward[rows], rollouts.correct[rows], rollouts.lengths[rows])
+    """Twelve prompts of all degrees of difficulty, eight responses to each, from the world's seed."""
+    generator = torch.Generator().manual_seed(scene.seed)
+    chance = torch.linspace(0.05, 0.95, 12, dtype=torch.float64)[torch.randperm(12, generator=generator), None]
+    correct = (torch.rand(12, 8, generator=generator, dtype=torch.float64) < chance).double()
+    length = torch.randint(1, scene.horizon + 1, (12, 8), generator=generator)
+    return Probed(5 + 3 * torch.arange(12), correct, correct, length)
 
 
 # --- a host's clocks, played
@@ -231,6 +242,7 @@ class Rolled:
     temperature: Float[Tensor, "response token"] | None = None
     keep: Bool[Tensor, " response"] | None = None
     edit: RowEdit | None = None
+    collected: State | None = None
 
 
 @dataclass(frozen=True)
@@ -265,6 +277,8 @@ def roll(link: Intervention | None, world: World, state: State, rng: RowRng) -> 
         chosen = torch.stack([link.temperature(raw[:, token], 1.0, state) for token in range(raw.shape[1])], dim=1)
         rolled = replace(rolled, temperature=torch.where(live, chosen, 1.0))
         world = replace(world, rollouts=replace(world.rollouts, sampling_temperature=rolled.temperature))
+    if isinstance(link, Replay):
+        extra = world.buffer().scored(needs)
     rollouts = world.rollouts
     if isinstance(link, Reward):
         reward = link.reward(rollouts, state)
@@ -276,6 +290,8 @@ def roll(link: Intervention | None, world: World, state: State, rng: RowRng) -> 
     if rolled.keep is not None:
         rollouts = replace(rollouts, trained_mask=rollouts.trained_mask & rolled.keep[:, None])
     world = replace(world, rollouts=rollouts)
+    if isinstance(link, Collect):
+        rolled = replace(rolled, collected=link.collect(rollouts, state))
     if isinstance(link, Rows):
         rolled = replace(rolled, edit=link.rows(rollouts, None if extra is None else extra.rollouts, state, rng.child(0)))
         world = edited(world, extra, rolled.edit)
@@ -311,10 +327,11 @@ def play(
     """
     control = Chain() if link is None else chain(link)
     state = ({} if link is None else link.init()) if state is None else state
-    states = () if link is None else (state,)
     if objective is None:
         objective = Objective.named("grpo") if link is None else link.recipe()
     world, rolled = roll(link, world, state, rng)
+    state = state if rolled.collected is None else rolled.collected
+    states = () if link is None else (state,)
     leaf = world.logits.clone().requires_grad_(True)
     step = world.step(control.needs, leaf)
     parts = [part for share in _shares(step, ranks) for part in micro_batches(share, len(share.rollouts) // slices)]

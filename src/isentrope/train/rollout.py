@@ -5,7 +5,7 @@ the same, and edits its own rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from isentrope.control.advantages import trl_advantages
-from isentrope.control.stages import Advantage, Extra, ExtraRequest, Filter, Reward, RowEdit, Rows
-from isentrope.control.step import ORIGINS, Rollouts, concatenate, pad_width
+from isentrope.control.stages import Advantage, Collect, Extra, ExtraRequest, Filter, Replay, Reward, RowEdit, Rows
+from isentrope.control.step import ORIGINS, Rollouts, pad_width
 from isentrope.errors import UserError
 from isentrope.train.batch import gather_rollouts, is_correct
 from isentrope.train.head import completion_signals
+from isentrope.train.replay import ReplayBuffer, Sampled, joined
 
 if TYPE_CHECKING:
     from isentrope.train.trl import IsentropeTrainer
@@ -28,21 +29,13 @@ _BRANCH = ORIGINS.index("branch")
 _PER_ROW = ("row_id", "origin", "age", "reward", "reward_parts", "correct", "truncated", "group")
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """Extra responses, gathered over ranks: what is known of them, and their prompts [response, position], left-padded."""
-
-    rollouts: Rollouts
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-
-
 class RolloutStages:
     """Runs the chain's rollout stages for one trainer."""
 
     def __init__(self, trainer: "IsentropeTrainer"):
         self.trainer = trainer
         self.old = [need.signal for need in trainer.chain.needs if need.policy == "old"]
+        self.buffers = {index: ReplayBuffer(link.capacity, link.max_age) for index, link in trainer.chain.having(Replay) if isinstance(link, Replay)}
         if trainer.chain.having(Reward) and trainer.multi_objective_aggregation != "sum_then_normalize":
             raise UserError(
                 "a reward stage needs trl.multi_objective_aggregation='sum_then_normalize': "
@@ -54,6 +47,9 @@ class RolloutStages:
         trainer, chain, state = self.trainer, self.trainer.chain, self.trainer.chain_state
         if self.old:
             rollouts = replace(rollouts, signals=self._score(output, rollouts.completion_mask))
+        if self.buffers and "old_per_token_logps" not in output:  # TRL leaves them out where a batch is used once; a buffer needs them
+            output = {**output, "old_per_token_logps": self._log_probs(trainer.model, output)}
+            rollouts = replace(rollouts, old_log_probs=output["old_per_token_logps"])
         view = gather_rollouts(trainer.accelerator, rollouts)
         everything = [dict(row) for row in inputs]
         extras: dict[int, Sampled] = {}
@@ -74,9 +70,14 @@ class RolloutStages:
         for index, link in chain.having(Advantage):
             view = replace(view, advantage=link.advantage(view, state[index]))
         for index, link in chain.having(Rows):
-            sampled = extras.get(index)
+            buffer = self.buffers.get(index)
+            sampled = extras.get(index) if buffer is None else buffer.offered(trainer.state.global_step)
             rng = trainer.rng(-1 - trainer.generations).child(index)
-            edits.append((link.rows(view, None if sampled is None else sampled.rollouts, state[index], rng), sampled))
+            edit = link.rows(view, None if sampled is None else sampled.rollouts, state[index], rng)
+            if buffer is not None and edit.clear:
+                buffer.clear()
+            edits.append((edit, sampled))
+        self._after(view, output)
 
         local = self._local(view)
         output = dict(output)
@@ -87,6 +88,21 @@ class RolloutStages:
             counted = local.trained_mask.sum()
             output["num_items_in_batch"] = trainer.accelerator.gather(counted).sum()
         return replace(local, signals={key: value for key, value in local.signals.items() if value.ndim == 2}), output  # states stay on this clock
+
+    def _after(self, view: Rollouts, output: Mapping[str, Tensor]) -> None:
+        """Buffers take what their links want of this generation, and states move."""
+        trainer, chain, state = self.trainer, self.trainer.chain, list(self.trainer.chain_state)
+        if self.buffers:
+            prompts = [_gather_left(trainer.accelerator, output[name]) for name in ("prompt_ids", "prompt_mask")]
+        for index, buffer in self.buffers.items():
+            link = chain.links[index]
+            assert isinstance(link, Replay)
+            rows = link.remember(view, state[index]).nonzero().squeeze(1)
+            buffer.add(Sampled(view.take(rows), prompts[0][rows], prompts[1][rows]), trainer.state.global_step)
+        for index, link in chain.having(Collect):
+            assert isinstance(link, Collect)
+            state[index] = link.collect(view, state[index])
+        trainer.chain_state = tuple(state)
 
     # --- score
 
@@ -179,9 +195,9 @@ class RolloutStages:
         rows = [start + offset for start in dropped for offset in range(size)]
         target = torch.tensor(rows[: len(filled) * size], dtype=torch.long, device=device)
         left = torch.tensor(rows[len(filled) * size :], dtype=torch.long, device=device)
-        joined = _join(filled) if filled else None
+        together = joined(filled) if filled else None
         advantage = torch.cat(advantages) if advantages else torch.zeros(0, device=device)
-        return RowEdit(target, torch.arange(len(target), device=device), advantage, left), joined
+        return RowEdit(target, torch.arange(len(target), device=device), advantage, left), together
 
     def _fresh(self, groups: int, attempt: int) -> list[Sampled]:
         """One `Sampled` per group, of prompts drawn from the training set by keys of (seed, generation, attempt)."""
@@ -224,7 +240,7 @@ class RolloutStages:
     def _replace(self, local: Rollouts, output: dict, target: Tensor, source: Tensor, advantage: Tensor, sampled: Sampled) -> tuple[Rollouts, dict]:
         new = sampled.rollouts.take(source)
         pad = self.trainer._tokenizer.pad_token_id
-        width = max(local.trained_mask.shape[1], int(new.lengths.max()) if len(new) else 1)
+        width = max(local.trained_mask.shape[1], int(new.completion_mask.sum(-1).max()) if len(new) else 1)
         prompt_width = max(output["prompt_ids"].shape[1], sampled.prompt_ids.shape[1])
         output = dict(output)
         output["prompt_ids"] = _put(_left(output["prompt_ids"], prompt_width, pad), target, _left(sampled.prompt_ids[source], prompt_width, pad))
@@ -239,7 +255,9 @@ class RolloutStages:
         shaped = _put(local.advantage, target, columns)
         output["advantages"] = shaped.squeeze(1) if shaped.shape[1] == 1 else shaped
         for key in ("old_per_token_logps", "ref_per_token_logps"):
-            if key in output:
+            if key in output and key == "old_per_token_logps" and new.old_log_probs is not None:
+                output[key] = _put(_right(output[key], width, 0), target, _right(new.old_log_probs, width, 0))
+            elif key in output:
                 output[key] = self._rescored(key, output, target, width)
         old = replace(
             local,
@@ -260,14 +278,19 @@ class RolloutStages:
         """TRL's per-token log-probs with the replaced rows scored anew: by the behaviour policy, or by the reference."""
         trainer = self.trainer
         before = _right(output[key], width, 0)
-        input_ids = torch.cat([output["prompt_ids"][target], output["completion_ids"][target]], dim=1)
-        attention = torch.cat([output["prompt_mask"][target], output["completion_mask"][target]], dim=1)
         if key == "ref_per_token_logps" and trainer.ref_model is None:
             raise UserError("rows cannot be replaced with a PEFT reference policy (beta > 0 with an adapter): set trl.beta=0.")
         model = trainer.model if key == "old_per_token_logps" else trainer.ref_model
+        some = {name: output[name][target] for name in ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask")}
+        return _put(before, target, self._log_probs(model, some))
+
+    def _log_probs(self, model: torch.nn.Module, output: Mapping[str, Tensor]) -> Tensor:
+        """[response, token] of these completions under `model`, by TRL's own pass without gradient."""
+        trainer, width = self.trainer, output["completion_ids"].shape[1]
+        input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
         with torch.no_grad():
-            scored, _, _ = trainer._get_per_token_logps_and_entropies(model, input_ids, attention, width, batch_size=trainer.args.per_device_train_batch_size)
-        return _put(before, target, scored)
+            return trainer._get_per_token_logps_and_entropies(model, input_ids, attention, width, batch_size=trainer.args.per_device_train_batch_size)[0]
 
 
 class _temperature:
@@ -325,12 +348,3 @@ def _gather_left(accelerator, value: Tensor) -> Tensor:
         return value
     width = int(accelerator.gather(torch.tensor([value.shape[1]], device=value.device)).max())
     return accelerator.gather(_left(value.to(torch.long), width, 0).contiguous())
-
-
-def _join(parts: Sequence[Sampled]) -> Sampled:
-    width = max(part.prompt_ids.shape[1] for part in parts)
-    return Sampled(
-        concatenate([part.rollouts for part in parts]),
-        torch.cat([_left(part.prompt_ids, width, 0) for part in parts]),
-        torch.cat([_left(part.prompt_mask.to(torch.long), width, 0) for part in parts]),
-    )

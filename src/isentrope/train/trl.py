@@ -445,6 +445,7 @@ class IsentropeTrainer(GRPOTrainer):
             "buffered_inputs": self._buffered_inputs,
             "generations": self.generations,
             "chain_state": [dict(state) for state in self.chain_state],
+            "buffers": {} if self._rollout_stages is None else {index: buffer.state() for index, buffer in self._rollout_stages.buffers.items()},
             "sampler": self.sampler.state(),
             "metrics": {key: list(values) for key, values in self._metrics["train"].items()},
             "recorder": None if self.recorder is None else self.recorder.state(),
@@ -455,6 +456,9 @@ class IsentropeTrainer(GRPOTrainer):
         self._buffered_inputs = state["buffered_inputs"]
         self.generations = state["generations"]
         self.chain_state = tuple(state["chain_state"])
+        if self._rollout_stages is not None:
+            for index, buffer in self._rollout_stages.buffers.items():
+                buffer.load_state(state["buffers"][index])
         self.sampler.restore(state["sampler"])
         for key, values in state["metrics"].items():
             self._metrics["train"][key] = list(values)
