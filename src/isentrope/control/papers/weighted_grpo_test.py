@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isentrope.control.papers.weighted_grpo import WeightedGrpo, normalised_outcomes, rare_events
+from isentrope.control.stages import Probed, ProbeRequest
 from isentrope.control.step import Rollouts
 
 
@@ -100,3 +101,56 @@ def test_the_printed_order_warns_that_it_does_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         WeightedGrpo()
+
+
+# --- pairs of prompts
+
+
+def probed(rights: list[int], probes: int = 8, lengths: list[int] | None = None, verdict: bool = True) -> Probed:
+    right = (torch.arange(probes) < torch.tensor(rights)[:, None]).float()
+    length = torch.tensor([10] * len(rights) if lengths is None else lengths)[:, None].expand(-1, probes)
+    correct = right if verdict else torch.full_like(right, math.nan)
+    return Probed(100 + 10 * torch.arange(len(rights)), right, correct, length)
+
+
+def test_the_pair_is_the_hardest_solved_and_the_easiest_failed():
+    """Of 0, 3, 8, 1, 6, 7 rights of 8: 1 and 7; two pairs add 3 and 6; never what is always solved or never."""
+    found = probed([0, 3, 8, 1, 6, 7])
+    assert WeightedGrpo(pairs=1).select(found).tolist() == [130, 150]
+    assert WeightedGrpo(pairs=2).select(found).tolist() == [130, 150, 110, 140]
+    assert WeightedGrpo(pairs=9).select(found).tolist() == [130, 150, 110, 140]
+    assert WeightedGrpo(pairs=1).select(probed([0, 3, 8, 1, 6, 7], verdict=False)).tolist() == [130, 150]
+
+
+def test_ties_go_to_the_shorter_and_then_to_the_first():
+    assert WeightedGrpo(pairs=1).select(probed([1, 1, 7, 7], lengths=[9, 4, 8, 3])).tolist() == [110, 130]
+    assert WeightedGrpo(pairs=1).select(probed([1, 1, 7, 7])).tolist() == [100, 120]
+
+
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=12), st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_no_prompt_is_on_both_sides(rights, pairs):
+    found = probed(rights)
+    mixed = [position for position, right in zip(found.position.tolist(), rights, strict=True) if 0 < right < 8]
+    if len(mixed) < 2:
+        with pytest.raises(ValueError, match=r"pairs needs two prompts that are solved sometimes and failed sometimes\. Of \d+ prompts"):
+            WeightedGrpo(pairs=pairs).select(found)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = WeightedGrpo(pairs=pairs).select(found).tolist()
+    assert len(set(chosen)) == len(chosen) == 2 * min(pairs, len(mixed) // 2)
+    assert set(chosen) <= set(mixed)
+
+
+def test_what_is_not_rare_warns():
+    with pytest.warns(UserWarning, match=r"hard prompts are solved in 62% and the easy ones in 62% of the trials"):
+        WeightedGrpo(pairs=1).select(probed([5, 5]))
+
+
+def test_without_pairs_nothing_is_probed():
+    assert WeightedGrpo().probe() is None
+    assert WeightedGrpo().embedded().neutral().probe() is None
+    assert WeightedGrpo(pairs=1).probe() == ProbeRequest(16, 256)
+    with pytest.raises(ValueError, match=r"WeightedGrpo: probes must be at least 2\. Got 1"):
+        WeightedGrpo(probes=1)
