@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser("reproduce", help="one paper's central claim, run small: confirmed, partly, refuted, or out of reach here")
     reproduce.add_argument("slugs", nargs="*", metavar="SLUG", help="papers, as `isentrope papers` names them")
     reproduce.add_argument("--all", action="store_true", help="every paper that has an experiment; what is done already is not run again")
+    reproduce.add_argument("--done", action="store_true", help="run nothing: what stands in --out, for its table")
     reproduce.add_argument("--out", metavar="DIR", default="runs/reproduce", help="where results and pages go (default: runs/reproduce)")
     reproduce.add_argument("--seeds", type=int, metavar="N", help="repetitions (default: what the claim says)")
     reproduce.add_argument("--table", metavar="FILE", help="write the table of all results as Markdown")
@@ -358,15 +359,18 @@ def _papers(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    if options.all == bool(options.slugs):
-        raise UserError("reproduce: name papers (`isentrope reproduce siren`) or ask for --all, not both.")
+    if options.all + options.done + bool(options.slugs) != 1:
+        raise UserError("reproduce: name papers (`isentrope reproduce siren`), or ask for --all, or for --done; one of them, not both.")
     from isentrope.files import write_text_atomic
-    from isentrope.lab.reproduce import reproduce, table
+    from isentrope.lab.reproduce import done, reproduce, table
     from isentrope.progress import Progress
     from isentrope.report.page import plotly
 
     plotly()  # a missing package is told before the work
-    results = reproduce(None if options.all else options.slugs, Path(options.out), seeds=options.seeds, watcher=Progress())
+    if options.done:
+        results = done(Path(options.out), options.seeds)
+    else:
+        results = reproduce(None if options.all else options.slugs, Path(options.out), seeds=options.seeds, watcher=Progress())
     for slug, result in results.items():
         print(f"\n{slug}: {result['verdict']}\n  {result['claim']['sentence']}")
         for item in result["measured"]:

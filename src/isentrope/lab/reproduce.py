@@ -106,12 +106,19 @@ def command(slug: str) -> str:
     return f"isentrope reproduce {slug}"
 
 
+def done(out: Path, seeds: int | None = None) -> dict[str, dict[str, Any]]:
+    """The results that stand in `out`, by slug; nothing is run."""
+    found = {slug: standing(claim, out, seeds) for slug, claim in claims().items()}
+    return {slug: result for slug, result in found.items() if result is not None}
+
+
 # --- the table of the docs
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """docs/reproduce.md: the verdicts counted, one row per paper, and the rule."""
+    """docs/reproduce.md: the verdicts counted, one row per paper, what has an experiment and no result yet, and the rule."""
     rows = [results[slug] for slug in sorted(results)]
+    absent = [slug for slug in claims() if slug not in results]
     counts = ", ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in WORDS)
     minutes = sum(row["seconds"] for row in rows) / 60
     head = "| paper | claim | their figure | ours | scale | verdict |"
@@ -119,10 +126,12 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         [
             "# Reproduced here", "",
             "For every paper of reinforcement fine-tuning that is implemented: its central claim, made small. This page is written by",
-            "`isentrope reproduce --all --table docs/reproduce.md` and never typed; a paper's own page, with a picture, comes from",
+            "`isentrope reproduce --all --table docs/reproduce.md` and never typed (`--done` in place of `--all` runs nothing and tells what stands); a",
+            "paper's own page, with a picture, comes from",
             "`isentrope reproduce SLUG`.", "",
             f"{len(rows)} claims: {counts}. {minutes:.0f} minutes of one core.", "",
             head, "|---|---|---|---|---|---|", *map(_row, rows), "",
+            *([f"With an experiment that has not been run for this page: {', '.join(absent)}.", ""] if absent else []),
             "## What the words mean", "",
             "The rule stands in the code before the numbers (`isentrope.lab.claim`). Every claim names what it expects of its measurements; an",
             "expectation holds or fails where the whole 95 % interval (Student's, over seeds) lies on one side, and is open otherwise.", "",

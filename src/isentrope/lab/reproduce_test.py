@@ -99,9 +99,23 @@ def test_the_table_has_a_row_and_an_entry_for_each(two, tmp_path):
     assert "a \\| gap" in row  # a bar in a cell would end it
 
 
+def test_what_is_done_is_told_without_running_anything(two, tmp_path):
+    engine.reproduce(["one"], tmp_path, tell=lambda line: None)
+    calls = list(two[1])
+    found = engine.done(tmp_path)
+    assert set(found) == {"one"}
+    assert two[1] == calls
+    assert "not been run for this page: two." in engine.table(found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["reproduce"], "name papers"), (["reproduce", "siren", "--all"], "not both"), (["reproduce", "sirenn"], "Did you mean 'siren'")],
+    [
+        (["reproduce"], "name papers"),
+        (["reproduce", "siren", "--all"], "not both"),
+        (["reproduce", "--done", "--all"], "not both"),
+        (["reproduce", "sirenn"], "Did you mean 'siren'"),
+    ],
 )
 def test_the_command_line_says_what_is_wrong(arguments, said, capsys):
     assert main(arguments) == 2
