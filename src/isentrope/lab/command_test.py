@@ -102,7 +102,7 @@ def test_ray_that_is_not_installed_is_told_with_its_extra(tmp_path, capsys, monk
 
 def test_make_compares_plan_is_150_runs_of_methods_that_have_placebos():
     """The Makefile's line: a baseline, twelve methods and their placebos, six seeds, 120 updates."""
-    names = ["dynamic-sampling", "aepo-arbitrary", "hapo", "pear", "canon", "arm", "clip-cov", "kl-cov", "forking-tokens", "steer", "siren", "entropy-band"]
+    names = ["dynamic-sampling", "aepo-arbitrary", "hapo", "ares", "canon", "arm", "clip-cov", "kl-cov", "forking-tokens", "steer", "siren", "entropy-band"]
     options = argparse.Namespace(
         methods=names, config=None, preset=None, sets=[], task=None, seeds=6, steps=120, k=None, sweep=None, no_match=False, no_placebos=False,
     )  # fmt: skip
