@@ -172,7 +172,8 @@ def test_duckdb_reads_the_parts_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("table", "rows", "words"),
     [
-        ("step", [{"step": 1}], "unknown table 'step'; tables are steps, tokens, samples, evals, events, answers, ledger, ledger_parts, ledger_tokens. Did you mean 'steps'?"),
+        ("step", [{"step": 1}], "unknown table 'step'; tables are steps, tokens, samples, evals, events, answers, ledger"),
+        ("step", [{"step": 1}], "ledger_parts, ledger_tokens. Did you mean 'steps'?"),
         ("steps", [{"loss": 1.0}], "every row of steps needs a whole 'step' >= 0. Got columns loss"),
         ("steps", [{"step": 1.5}], "Got step 1.5"),
         ("steps", [{"step": -1}], "Got step -1"),

@@ -22,7 +22,9 @@ class Others(Earl):
     """The tokens that the gate closes to."""
 
     def weight(self, step: Step, stats: Stats, state: State) -> TokenWeight:
-        return TokenWeight(keep=~super().weight(step, stats, state).keep & step.mask, denominator="kept")
+        kept = super().weight(step, stats, state).keep
+        assert kept is not None
+        return TokenWeight(keep=~kept & step.mask, denominator="kept")
 
 
 def measure(bench: Bench) -> Findings:

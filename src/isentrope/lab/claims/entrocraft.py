@@ -11,15 +11,16 @@ from isentrope.lab.claims._worlds import several_right
 from isentrope.lab.pictures import exchange, learning
 from isentrope.lab.tabular import History, Settings
 
-BAND = Entrocraft(low=1.2, high=1.3, low_end=0.5, high_end=0.6)
+LOW, HIGH, LOW_END, HIGH_END = 1.2, 1.3, 0.5, 0.6
+BAND = Entrocraft(low=LOW, high=HIGH, low_end=LOW_END, high_end=HIGH_END)
 SETTINGS = Settings(updates=200, samples=16, rate=2.0, every=8)
 
 
 def outside(history: History, first: float = 0.25) -> float:
     """Root mean square distance to the band after the first quarter of the run, in which entropy comes down to it, nats."""
     share = history["update"] / SETTINGS.updates
-    low = BAND.low + (BAND.low_end - BAND.low) * share
-    high = BAND.high + (BAND.high_end - BAND.high) * share
+    low = LOW + (LOW_END - LOW) * share
+    high = HIGH + (HIGH_END - HIGH) * share
     miss = np.maximum(low - history["entropy"], 0) + np.maximum(history["entropy"] - high, 0)
     return float(np.sqrt((miss[share >= first] ** 2).mean()))
 
