@@ -54,7 +54,8 @@ COLUMNS: dict[str, dict[str, Any]] = {
         for part in ("right", "wrong", *(f"tenth-{place:02d}" for place in range(1, 11)))},
     "ledger": {"step": _WHOLE, "tokens": _WHOLE} | dict.fromkeys(
         ("opening", "closing", "measured", "theory/exact", "theory/first_order", "theory/token_rule", "theory/omega", "theory/covariance",
-         "account/this_batch", "account/momentum", "account/weight_decay", "account/gradient_clipping", "account/residual", "attributed", "raised", "lowered", "clipped", "seconds"), _REAL),
+         "account/this_batch", "account/momentum", "account/weight_decay", "account/gradient_clipping", "account/residual",
+         "attributed", "raised", "lowered", "clipped", "seconds"), _REAL),
     "ledger_parts": {"step": _WHOLE, "by": _TEXT, "kind": _TEXT, "tokens": _WHOLE, "part": _REAL, "push": _REAL},
     "ledger_tokens": dict.fromkeys(("step", "row_id", "group", "position", "token_id"), _WHOLE) | {"text": _TEXT, "before": _TEXT}
         | dict.fromkeys(("log_prob", "entropy", "S", "N", "advantage", "correct", "part", "push"), _REAL),
