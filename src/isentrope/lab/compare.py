@@ -135,7 +135,7 @@ def compare(
     full = ""
     left = len([key for key in state.tasks if not state.done(key)])
     tell(f"{len(state.tasks) - left} of {len(state.tasks)} runs are finished. {clock.left(state)}")
-    write(state.results(), directory)
+    _show(state, write, tell)
     try:
         while True:
             ready, _ = state.waiting(set(running))
@@ -157,12 +157,20 @@ def compare(
                 if not full:
                     _conclude(state, ended, tries, tell)
                 tell(f"{_said(state, ended)} {clock.left(state)}")
-                write(state.results(), directory)
+                _show(state, write, tell)
     finally:
         launcher.close()
     results = state.results()
     write(results, directory)
     return results
+
+
+def _show(state: Comparison, write: Page, tell: Tell) -> None:
+    """The page of what there is. Hours of runs do not stop for a page that cannot be written now; the last one, at the end, must be."""
+    try:
+        write(state.results(), state.directory)
+    except Exception as error:
+        tell(f"warning: the page could not be written: {type(error).__name__}: {error}. The runs go on.")
 
 
 def _conclude(state: Comparison, ended: Ended, tries: Mapping[str, int], tell: Tell) -> None:

@@ -172,6 +172,19 @@ def test_a_finished_run_whose_tape_is_damaged_is_a_failed_one(tmp_path):
     assert results.finished() == 5
 
 
+def test_a_page_that_cannot_be_written_stops_no_run(tmp_path):
+    said, times = [], iter(range(100))
+
+    def write(results, directory):
+        if next(times) < 5:
+            raise ValueError("no page")
+        return directory
+
+    results = compare(planned("clip-cov"), tmp_path, Written(), write=write, tell=said.append)
+    assert results.finished() == 6
+    assert sum("the page could not be written: ValueError: no page. The runs go on." in line for line in said) == 5
+
+
 def test_an_interrupted_driver_closes_its_workers(tmp_path):
     launcher = Written()
     launcher.wait = lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt)

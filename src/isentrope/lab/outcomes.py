@@ -25,6 +25,8 @@ from isentrope.tape import Tape
 
 MIN_RANGE = 0.02
 """Common range of pass@1 below which two runs share no reward to be compared at."""
+ROUNDING = 1e-9
+"""Means of pass@1 that are closer are equal: sums in another order."""
 LEVELS = 65
 LATE = 2 / 3
 """Evaluations from this share of the updates on are the run's outcome at matched step."""
@@ -98,7 +100,7 @@ def knots(outcome: Outcome, *metrics: str) -> dict[str, np.ndarray]:
     pools: list[list[int]] = []
     for at in range(columns.shape[1]):
         pools.append([at])
-        while len(pools) > 1 and columns[0, pools[-2]].mean() >= columns[0, pools[-1]].mean():
+        while len(pools) > 1 and columns[0, pools[-2]].mean() >= columns[0, pools[-1]].mean() - ROUNDING:
             last = pools.pop()
             pools[-1] += last
     return dict(zip(("pass@1", "step", *metrics), np.stack([columns[:, pool].mean(1) for pool in pools], axis=1), strict=True))
