@@ -68,7 +68,7 @@ def asked(options: argparse.Namespace) -> Plan:
         if options.steps < 1:
             raise UserError(f"compare: --steps must be at least 1. Got {options.steps}.")
         trl["max_steps"] = options.steps
-        evaluate = evaluate.model_copy(update={"every": max(1, options.steps // EVALUATIONS)})
+        evaluate = evaluate.model_copy(update={"every": -(-options.steps // EVALUATIONS)})
     if int(trl.get("max_steps", -1)) < 1:
         raise UserError("compare: say how many updates: --steps N, or trl.max_steps in the configuration.")
     config = config.model_copy(update={"trl": trl, "evaluate": evaluate})

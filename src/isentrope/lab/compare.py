@@ -54,6 +54,9 @@ class Comparison:
                 self._outcomes[key] = outcomes.read(self.directory / key)
             except Exception as error:
                 self.failed[key] = f"it is finished, but cannot be read: {error}"
+            if self.done(key) and self.tasks[key].kind == "pilot" and not self._stride(key) > 0:
+                del self._outcomes[key]
+                self.failed[key] = "no update of the pilot moved the weights, so no learning rate can match the baseline's step"
         return key in self._outcomes
 
     def done(self, key: str) -> bool:
@@ -90,12 +93,14 @@ class Comparison:
     def rates(self) -> dict[str, float]:
         """Arm -> times the base learning rate, of the arms whose tuning is done."""
         if self.plan.match == "step":
-            strides = {
-                task.arm: self._outcomes[key].stride(skip=plans.PILOT // 2) for key, task in self.tasks.items() if task.kind == "pilot" and self.done(key)
-            }
+            strides = {task.arm: self._stride(key) for key, task in self.tasks.items() if task.kind == "pilot" and self.done(key)}
             base = strides.get(BASELINE)
-            return {} if base is None else {arm: base / stride for arm, stride in strides.items() if stride > 0}
+            return {} if base is None else {arm: base / stride for arm, stride in strides.items()}
         return {arm.name: best for arm in self.plan.arms if (best := self._best_rate(arm.name)) is not None}
+
+    def _stride(self, key: str) -> float:
+        """Mean step per unit of learning rate over the second half of a pilot."""
+        return self._outcomes[key].stride(skip=min(plans.PILOT, self.plan.steps) // 2)
 
     def _best_rate(self, arm: str) -> float | None:
         found: dict[float, list[float]] = {}

@@ -100,6 +100,19 @@ def test_a_pilot_sets_the_rate_so_that_the_mean_step_is_the_baselines(tmp_path):
     assert results.runs["clip-cov"][0].path() == pytest.approx(results.runs["grpo"][0].path(), rel=0.03)
 
 
+def test_runs_shorter_than_a_pilot_are_matched_too(tmp_path):
+    plan = make(["clip-cov"], configuration.load(preset="compare", sets=["trl.max_steps=10", "evaluate.every=10"]), seeds=1, placebos=False)
+    results, _ = ran(plan, tmp_path, Written(norms={"clip-cov": 0.05}))
+    assert results.rates["clip-cov"] == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_pilot_that_does_not_move_fails_its_arm_instead_of_leaving_it_unmatched(tmp_path):
+    results, _ = ran(planned("clip-cov", seeds=1, placebos=False), tmp_path, Written(norms={"clip-cov": 0.0}))
+    assert "no update of the pilot moved the weights" in results.failed["pilot/clip-cov"]
+    assert "it needs pilot/clip-cov" in results.failed["runs/clip-cov/seed-0"]
+    assert results.finished() == 1
+
+
 def test_a_yoked_placebo_replays_the_next_seeds_record(tmp_path):
     plan = planned("siren")
     ran(plan, tmp_path, Written())
