@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo demo-llm test test-slow bench lint docs base-model clean
+.PHONY: help install demo demo-llm test test-slow bench compare lint docs base-model clean
 
 help:
 	@echo "make install     create .venv and install into it (the other targets call it)"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo-llm    20 steps of GRPO on SmolLM2-135M-Instruct"
 	@echo "make test        the fast tests        make test-slow   kills, placebos, live checks"
 	@echo "make bench       speed against named peers"
+	@echo "make compare     twelve methods, their placebos, six seeds: about three hours, resumable"
 	@echo "make lint  docs  base-model"
 
 install: $(STAMP)
@@ -45,6 +46,12 @@ bench: install
 	$(BIN)/python bench/host_overhead.py --pairs 120
 	$(BIN)/python bench/token_signals.py --quick
 	$(BIN)/python bench/attention_entropy.py --quick
+
+# 150 runs; begun again it goes on where it stopped. Nobody should edit src/ meanwhile: the workers import it
+compare: install
+	if [ -f runs/compare/compare.json ]; then $(BIN)/isentrope compare --resume runs/compare; else \
+	$(BIN)/isentrope compare grpo dynamic-sampling aepo-arbitrary hapo ares canon arm clip-cov kl-cov forking-tokens steer siren entropy-band \
+		--seeds 6 --steps 120 --out runs/compare; fi
 
 lint: install
 	$(BIN)/ruff check .
