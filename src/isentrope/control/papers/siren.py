@@ -48,9 +48,7 @@ def peak_mask(
     return above if leak else above & mask
 
 
-def response_entropy(
-    entropy: Float[Tensor, "response token"], selected: Bool[Tensor, "response token"]
-) -> Float[Tensor, " response"]:
+def response_entropy(entropy: Float[Tensor, "response token"], selected: Bool[Tensor, "response token"]) -> Float[Tensor, " response"]:
     """Mean entropy of the selected positions of every response, nats; 0 where none is. float32 or wider; gradient through the entropy."""
     entropy = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
     return torch.where(selected, entropy, 0.0).sum(-1) / selected.sum(-1).clamp(min=1)
