@@ -56,6 +56,10 @@ def test_what_is_wrong_with_a_placebo_is_said(spec, said):
 
 def test_every_registered_intervention_with_a_budget_has_a_placebo_from_data():
     for name, kind in registry().items():
+        if "placebo_keeps_the_budget" in kind().expected_failures:  # nothing in it has a budget
+            with pytest.raises(ValueError, match="has no budget to permute"):
+                build([{"name": "placebo", "of": name}])
+            continue
         link = build([{"name": "placebo", "of": name}]).links[0]
         assert link == placebo(kind())
         assert hash(link) == hash(placebo(kind()))
