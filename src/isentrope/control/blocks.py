@@ -1,5 +1,5 @@
-"""What the papers share: quantiles over counted values, an order that no shuffling changes, what a step and a state hold, and the
-wording of wrong parameters."""
+"""What the papers share: quantiles over counted values, an order that no shuffling changes, the upper share and the turns of responses, what a step and
+a state hold, and the wording of wrong parameters."""
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -62,6 +62,33 @@ def largest(
     if int(tied.sum()) == left:
         return above | tied
     return above | choose(tied, left, rng.uniform(row_id, among.shape[1]))
+
+
+def upper_share(
+    value: Float[Tensor, "response token"], mask: Bool[Tensor, "response token"], share: float
+) -> Bool[Tensor, "response token"]:
+    """The ceil(share T) counted tokens of the largest value in each response, at least one; ties with the last of them are in. Detached.
+
+    Invariant to monotone transforms of the value.
+    """
+    ordered = torch.where(mask, value.detach(), -torch.inf).sort(dim=-1, descending=True).values
+    count = torch.ceil(share * mask.sum(-1, keepdim=True).double() - 1e-9).long().clamp(min=1)
+    return mask & (value.detach() >= ordered.gather(-1, count - 1))
+
+
+def turns(
+    mask: Bool[Tensor, "response token"], turn: Int[Tensor, "response token"] | None, row_id: Int[Tensor, " response"]
+) -> tuple[Int[Tensor, "response token"], Int[Tensor, " turn"]]:
+    """(turn of every position, 0 where none; row of every turn): turns with counted tokens, by row id and then in order.
+
+    Without `turn` a response is one.
+    """
+    rank, order = torch.argsort(torch.argsort(row_id)), torch.argsort(row_id)
+    row = rank[:, None].expand(mask.shape)[mask]
+    pairs, index = torch.unique(torch.stack([row, torch.zeros_like(row) if turn is None else turn[mask]]), dim=1, return_inverse=True)
+    of = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
+    of[mask] = index
+    return of, order[pairs[0]]
 
 
 # --- what a link is given

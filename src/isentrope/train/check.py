@@ -46,8 +46,9 @@ def check(config: Config) -> Config:
     from isentrope.train.run import trainer_arguments
 
     checked = config.model_copy(update={"trl": trl_options(config.trl)})
-    refuse_same_meaning(checked.trl, built(config.control))
-    if not checked.trl.get("beta") and any(isinstance(link, ReferenceKL) and link.against == "reference" for link in built(config.control).links):
+    chain = built(config.control)
+    refuse_same_meaning(checked.trl, chain)
+    if not checked.trl.get("beta") and any(isinstance(link, ReferenceKL) and link.against == "reference" for link in chain.links):
         raise UserError(
             "reference-kl needs a reference model, and TRL loads one only with trl.beta above 0. Set trl.beta=1e-6 and objective.kl=null "
             "objective.kl_coef=0 (or beta would put a second KL into the loss), or take the behaviour policy: {name: reference-kl, against: old}."

@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from isentrope.control.blocks import check_at_least, check_one_of
+from isentrope.control.blocks import check_at_least, check_one_of, turns
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import Intervention
 from isentrope.control.step import Need, Rollouts, State
@@ -53,18 +53,6 @@ def modulation(uncertainty: Float64[Tensor, " turn"], scope: Int[Tensor, " turn"
     zero = torch.zeros_like(alpha)
     mean = zero.index_add(0, index, alpha) / zero.index_add(0, index, torch.ones_like(alpha)).clamp(min=1)
     return alpha / mean[index]
-
-
-def turns(
-    mask: Bool[Tensor, "response token"], turn: Int[Tensor, "response token"] | None, row_id: Int[Tensor, " response"]
-) -> tuple[Int[Tensor, "response token"], Int[Tensor, " turn"]]:
-    """(turn of every position, 0 where none; row of every turn): turns with trained tokens, by row id and then in order."""
-    rank, order = torch.argsort(torch.argsort(row_id)), torch.argsort(row_id)
-    row = rank[:, None].expand(mask.shape)[mask]
-    pairs, index = torch.unique(torch.stack([row, torch.zeros_like(row) if turn is None else turn[mask]]), dim=1, return_inverse=True)
-    of = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
-    of[mask] = index
-    return of, order[pairs[0]]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isentrope.control.papers.aem_agentic import AemAgentic, modulation, turns
+from isentrope.control.blocks import turns
+from isentrope.control.papers.aem_agentic import AemAgentic, modulation
 from isentrope.control.step import Rollouts
 
 TURNS = torch.tensor([[0, 0, 1, 1, 1, 2], [5, 5, 9, 9, 9, 9], [3, 3, 3, 3, 3, 3]])

@@ -19,11 +19,10 @@ the paper (syntax, interface, function) is the task's own; a check that cannot b
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from isentrope.control.blocks import check_at_least, check_fraction, check_one_of
+from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, upper_share
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import Intervention, TokenWeight
 from isentrope.control.step import Need, RowRng, State, Stats, Step
@@ -33,14 +32,8 @@ _ENTROPY = Need(Entropy(), "old")
 
 
 def gate(entropy: Float[Tensor, "response token"], mask: Bool[Tensor, "response token"], share: float, least: float = 0.0) -> Bool[Tensor, "response token"]:
-    """Valid tokens at or above the ceil(share T)-th largest entropy of their response, and at or above `least` nats.
-
-    Invariant to monotone transforms of the entropy while `least` is 0.
-    """
-    entropy = entropy.detach()
-    ordered = torch.where(mask, entropy, -torch.inf).sort(dim=-1, descending=True).values
-    count = torch.ceil(share * mask.sum(-1, keepdim=True).double() - 1e-9).long().clamp(min=1)
-    return mask & (entropy >= ordered.gather(-1, count - 1)) & (entropy >= least)
+    """Valid tokens at or above the ceil(share T)-th largest entropy of their response, and at or above `least` nats."""
+    return upper_share(entropy, mask, share) & (entropy.detach() >= least)
 
 
 @dataclass(frozen=True)

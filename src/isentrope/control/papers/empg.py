@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from isentrope.control.blocks import check_at_least, check_one_of
+from isentrope.control.blocks import check_at_least, check_one_of, turns
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import Intervention
 from isentrope.control.step import Need, Rollouts, State
@@ -55,16 +55,13 @@ def steps(
     row_id: Int[Tensor, " response"],
 ) -> Steps:
     """Turns with trained tokens (without `turn`: responses) and their mean entropy, detached."""
-    row = torch.argsort(torch.argsort(row_id))[:, None].expand(mask.shape)[mask]
-    at = torch.zeros_like(row) if turn is None else turn[mask]
-    pairs, index = torch.unique(torch.stack([row, at]), dim=1, return_inverse=True)
-    of = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
-    of[mask] = index
-    total = torch.zeros(pairs.shape[1], dtype=torch.float64, device=mask.device)
+    of, row = turns(mask, turn, row_id)
+    index = of[mask]
+    total = torch.zeros(len(row), dtype=torch.float64, device=mask.device)
     count = total.index_add(0, index, torch.ones_like(index, dtype=torch.float64))
     mean = total.index_add(0, index, entropy.detach()[mask].double()) / count.clamp(min=1)
-    followed = torch.zeros(pairs.shape[1], dtype=torch.bool, device=mask.device)
-    followed[:-1] = pairs[0, 1:] == pairs[0, :-1]
+    followed = torch.zeros(len(row), dtype=torch.bool, device=mask.device)
+    followed[:-1] = row[1:] == row[:-1]
     return Steps(of, mean, followed)
 
 

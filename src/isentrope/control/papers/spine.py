@@ -9,7 +9,7 @@
 | top 20 % | `share` | of the valid tokens of a response |
 | lambda_band | `band_coef` | per nat; not given, 0.01 to 0.1 (inferred) |
 | H_low, H_high | `low`, `high` | quantiles; 0.10 and 0.50 |
-| S_i | `forking_set` | by the entropy of the policy that is trained |
+| S_i | `blocks.upper_share` | by the entropy of the policy that is trained |
 
 The paper takes the band from the very tokens it holds (`thresholds="response"`, the default): at every step half of them are above it and
 a tenth below, so that it is a standing pressure downwards that never switches off, not a band. `thresholds="frozen"` holds the mean of the
@@ -27,23 +27,15 @@ from math import inf
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, number, quantile
+from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, number, quantile, upper_share
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import Intervention, Penalty, TokenWeight
 from isentrope.control.step import Need, Progress, RowRng, State, Stats, Step
 from isentrope.measure.tokens import Entropy
 
 _ENDS = ("low", "high")
-
-
-def forking_set(entropy: Float[Tensor, "response token"], mask: Bool[Tensor, "response token"], share: float) -> Bool[Tensor, "response token"]:
-    """Valid tokens among the ceil(share T) of highest entropy in their response, at least one; ties with the last of them are in."""
-    ordered = torch.where(mask, entropy.detach(), -torch.inf).sort(dim=-1, descending=True).values
-    count = torch.ceil(share * mask.sum(-1, keepdim=True).double() - 1e-9).long().clamp(min=1)
-    return mask & (entropy.detach() >= ordered.gather(-1, count - 1))
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,7 @@ class Spine(Intervention):
     def survey(self, view: Step, state: State, rng: RowRng) -> Stats:
         """The forking sets, and of each of their tokens which side of the band it is on (1 above, -1 below) and where that side is."""
         entropy = view.signal(self.needs[0].key).detach()
-        keep = forking_set(entropy, view.mask, self.share)
+        keep = upper_share(entropy, view.mask, self.share)
         some, own = keep.any(-1), [quantile(entropy, keep, level).nan_to_num(nan=0.0) for level in (self.low, self.high)]
         order = torch.argsort(view.rollouts.row_id)  # so that a mean is the same number in any order
         scalars = {name: value.double()[order][some[order]].sum() / some.sum().clamp(min=1) for name, value in zip(_ENDS, own, strict=True)}

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isentrope.control.blocks import upper_share
 from isentrope.control.papers import spine
 from isentrope.control.papers.common_test import in_slices, shuffled, some_step
-from isentrope.control.papers.spine import Spine, forking_set
+from isentrope.control.papers.spine import Spine
 from isentrope.control.stages import advance, chain, policy_loss, survey
 from isentrope.control.step import Progress, Rollouts, RowRng, State, Step
 from isentrope.testing import check_intervention
@@ -44,19 +45,19 @@ def test_a_response_keeps_its_share_of_highest_entropies_and_all_ties(values, sh
     entropy = torch.tensor([[*values, 99]], dtype=torch.float64)
     mask = torch.ones_like(entropy, dtype=torch.bool)
     mask[0, -1] = False
-    keep = forking_set(entropy, mask, share)[0, :-1]
+    keep = upper_share(entropy, mask, share)[0, :-1]
     count = max(1, -int(-(share * len(values) - 1e-9) // 1))
     threshold = sorted(values, reverse=True)[count - 1]
     assert keep.tolist() == [value >= threshold for value in values]
-    assert torch.equal(forking_set(entropy**3 + 2 * entropy, mask, share)[0, :-1], keep)
+    assert torch.equal(upper_share(entropy**3 + 2 * entropy, mask, share)[0, :-1], keep)
 
 
 def test_a_fifth_of_ten_thirty_and_of_one():
     entropy = torch.arange(30.0).repeat(3, 1)
     mask = torch.arange(30) < torch.tensor([[10], [30], [1]])
-    assert forking_set(entropy, mask, 0.2).sum(-1).tolist() == [2, 6, 1]
-    assert forking_set(entropy, mask, 0.1).sum(-1).tolist() == [1, 3, 1]
-    assert not forking_set(entropy, torch.zeros_like(mask), 0.2).any()
+    assert upper_share(entropy, mask, 0.2).sum(-1).tolist() == [2, 6, 1]
+    assert upper_share(entropy, mask, 0.1).sum(-1).tolist() == [1, 3, 1]
+    assert not upper_share(entropy, torch.zeros_like(mask), 0.2).any()
 
 
 # --- by hand
