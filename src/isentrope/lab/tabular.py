@@ -136,6 +136,7 @@ def exact(world: Task) -> Exact:
 class Settings:
     """How it is trained. samples: responses per prompt. inner: optimiser steps per generation. only: the prompts trained on (None: all).
 
+    shuffled: every generation takes the prompts in a new order, which matters to a method that acts on the first of them.
     every: updates between exact evaluations.
     """
 
@@ -144,6 +145,7 @@ class Settings:
     rate: float = 2.0
     inner: int = 1
     only: tuple[int, ...] | None = None
+    shuffled: bool = False
     temperature: float = 1.0
     every: int = 4
 
@@ -234,7 +236,7 @@ def row_logits(world: Task, prompt: Int64[Tensor, " response"], ids: Int64[Tenso
     return world.logits()[prompt[:, None], torch.arange(world.length), before]
 
 
-def scored(world: Task, prompt: Tensor, ids: Tensor, control: Chain, first: int, origin: str = "policy") -> Rollouts:
+def scored(world: Task, prompt: Tensor, ids: Tensor, control: Chain, first: int, group: Tensor, origin: str = "policy") -> Rollouts:
     """Rollouts with rewards and the signals of the behaviour policy that the chain declares."""
     mask = live(ids, world.end)
     wanted = [need.signal for need in control.needs if need.policy == "old"]
@@ -245,7 +247,7 @@ def scored(world: Task, prompt: Tensor, ids: Tensor, control: Chain, first: int,
     said = tuple(" ".join(map(str, line)) for line in ids.tolist())
     answer = said if world.answer is None else tuple(" ".join(map(str, line)) for line in ids[:, list(world.answer)].tolist())
     return Rollouts.of(
-        mask, row_id=first + torch.arange(rows), group=prompt, completion_ids=ids, reward=reward, reward_parts=reward[:, None],
+        mask, row_id=first + torch.arange(rows), group=group, completion_ids=ids, reward=reward, reward_parts=reward[:, None],
         origin=torch.full((rows,), ORIGINS.index(origin)), correct=(reward > 0.5).double(), old_log_probs=found["log_prob"],
         sampling_log_probs=found["log_prob"], sampling_temperature=torch.ones(mask.shape, dtype=torch.float64),
         advantage=torch.zeros(rows, 1, dtype=torch.float64), signals={f"old.{signal.key}": found[signal.key] for signal in wanted},
@@ -258,16 +260,21 @@ def rolled(
 ) -> tuple[Rollouts, Tensor]:
     """The rollout clock: sample, score, reward, filter, advantage, rows; and the prompt of every row."""
     chosen = torch.arange(world.prompts) if settings.only is None else torch.tensor(settings.only)
-    prompt = chosen.repeat_interleave(settings.samples)
+    known, groups = torch.arange(world.prompts), chosen  # the prompt of every group: by itself, unless they are shuffled
+    if settings.shuffled:
+        known, groups = chosen[torch.randperm(len(chosen), generator=generator)], torch.arange(len(chosen))
+    group = groups.repeat_interleave(settings.samples)
+    prompt = known[group]
     heat = [(link, states[index]) for index, link in _having(control, Sample)]
     ids = sampled(world, prompt, generator, settings.temperature, heat)
-    rollouts = scored(world, prompt, ids, control, progress.step * len(prompt))
+    rollouts = scored(world, prompt, ids, control, progress.step * len(prompt), group)
     extras = {}
     for index, link in _having(control, Extra):
         request = link.extra(rollouts, progress, states[index])
         if request is not None:
             asked = request.groups.repeat_interleave(request.samples)
-            extra = scored(world, asked, sampled(world, asked, generator, request.temperature), control, 1 << 40, "branch")
+            ids = sampled(world, known[asked], generator, request.temperature)
+            extra = scored(world, known[asked], ids, control, 1 << 40, asked, "branch")
             extras[index] = replace(extra, advantage=group_advantage(extra.reward, extra.group))
     for index, link in _having(control, Reward):
         rollouts = replace(rollouts, reward=link.reward(rollouts, states[index]))
@@ -277,15 +284,15 @@ def rolled(
     for index, link in _having(control, Advantage):
         rollouts = replace(rollouts, advantage=link.advantage(rollouts, states[index]))
     for index, link in _having(control, Rows):
-        rollouts, prompt = _edited(rollouts, extras.get(index), link.rows(rollouts, extras.get(index), states[index], rng.child(index)))
-    return rollouts, prompt if not _having(control, Rows) else rollouts.group
+        rollouts = _edited(rollouts, extras.get(index), link.rows(rollouts, extras.get(index), states[index], rng.child(index)))
+    return rollouts, known[rollouts.group]
 
 
 def _having(control: Chain, stage: type[Stage]) -> list[tuple[int, Stage]]:
     return [(index, link) for index, link in enumerate(control.links) if isinstance(link, stage)]
 
 
-def _edited(rollouts: Rollouts, extra: Rollouts | None, edit: RowEdit) -> tuple[Rollouts, Tensor]:
+def _edited(rollouts: Rollouts, extra: Rollouts | None, edit: RowEdit) -> Rollouts:
     if extra is not None and len(edit.target):
         rows = torch.arange(len(rollouts))
         rows[edit.target] = len(rows) + edit.source
@@ -294,7 +301,7 @@ def _edited(rollouts: Rollouts, extra: Rollouts | None, edit: RowEdit) -> tuple[
     advantage[edit.target] = edit.advantage[:, None].to(advantage.dtype)
     if edit.dropped is not None:
         trained[edit.dropped] = False
-    return replace(rollouts, advantage=advantage, trained_mask=trained), rollouts.group
+    return replace(rollouts, advantage=advantage, trained_mask=trained)
 
 
 def group_advantage(reward: Tensor, group: Tensor) -> Tensor:

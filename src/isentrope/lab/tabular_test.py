@@ -123,3 +123,17 @@ def test_runs_are_matched_at_the_first_passage():
     assert at_reward(reward, 2 * reward, np.array([0.25, 0.5])) == pytest.approx([0.5, 1.0])
     assert np.isnan(at_reward(reward, reward, np.array([3.0]))).all()
     assert smoothed(np.array([0.0, 3.0, 0.0]), 3) == pytest.approx([1.5, 1.0, 1.5])
+
+
+def test_shuffled_prompts_come_in_a_new_order_and_every_group_keeps_its_own():
+    gold = torch.tensor([0, 1, 2])
+    world = task(lambda prompt, ids: (ids[:, 0] == gold[prompt]).double(), 0, prompts=3, length=1, vocab=3)
+    generator, orders = torch.Generator().manual_seed(0), set()
+    for step in range(12):
+        settings = Settings(samples=4, shuffled=True)
+        rollouts, prompt = tabular.rolled(world, Chain(), (), settings, Progress(step), generator, RowRng(step=step))
+        assert rollouts.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4  # groups are numbered as they come, as a trainer numbers them
+        assert torch.equal(rollouts.reward, (rollouts.completion_ids[:, 0] == gold[prompt]).double())
+        orders.add(tuple(prompt[::4].tolist()))
+        assert sorted(prompt[::4].tolist()) == [0, 1, 2]
+    assert len(orders) > 1

@@ -28,6 +28,13 @@ def forks(seed: int, *, prompts: int = 8, sharing: float = 0.0) -> Task:
     return task(pay, seed, prompts=prompts, length=6, vocab=4, sharpness=0.8, forced=(0, 2, 3, 5), sharing=sharing)
 
 
+def equal_arms(seed: int) -> Task:
+    """One token out of eight, of which four are right and equally good: up to ln 4 = 1.39 nats cost no reward."""
+    own = torch.zeros(8, 1, 8, 8, dtype=torch.float64)
+    own[:, 0, 0] = 0.8 * torch.randn(8, 8, generator=torch.Generator().manual_seed(43 * seed + 9), dtype=torch.float64)
+    return Task(torch.zeros(1, 8, 8, dtype=torch.float64), own, lambda _, ids: (ids[:, 0] < 4).double(), sharing=0.0)
+
+
 def several_right(seed: int) -> Task:
     """Answers of two tokens out of six: three first tokens are right, each with one second token; several right answers, few of them likely."""
     generator = torch.Generator().manual_seed(61 * seed + 8)

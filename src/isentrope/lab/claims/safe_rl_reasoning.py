@@ -58,7 +58,7 @@ def learned(world: Task, seed: int, *, imitate: bool) -> History:
             prompt = torch.tensor(HARMFUL).repeat_interleave(SETTINGS.samples)
             ids = torch.zeros(len(prompt), world.length, dtype=torch.long)
             ids[:, 1:] = template(len(prompt), world.length - 1, generator)
-            rollouts = scored(world, prompt, ids, Chain(), update * len(prompt))
+            rollouts = scored(world, prompt, ids, Chain(), update * len(prompt), prompt)
             rollouts = replace(rollouts, advantage=torch.ones(len(prompt), 1, dtype=torch.float64))
         world, _ = updated(world, rollouts, prompt, Chain(), (), objective, Progress(update, SETTINGS.updates), rng, SETTINGS.rate)
     table = {name: np.array([row[name] for _, row in rows]) for name in rows[0][1]}
