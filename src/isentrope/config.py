@@ -41,13 +41,17 @@ class ModelSection(Section):
 
 
 class TaskSection(Section):
-    """What is asked and who judges: a preset by `name`, a dataset of `reasoning_gym`, or a `jsonl` file with a `reward`."""
+    """What is asked and who judges: a preset by `name`, a dataset of `reasoning_gym`, a `jsonl` file with a `reward`, or a `game` of several turns."""
 
     name: str | None = Field(default=None, description="a preset of `isentrope tasks`, or a name of your own")
     reasoning_gym: str | None = Field(default=None, description="a dataset of reasoning-gym")
     config: dict[str, Any] | None = Field(default=None, description="parameters of that dataset")
     jsonl: str | None = Field(default=None, description="a file with one object per line, each with a string `prompt`")
     reward: str | list[str] | None = Field(default=None, description="reward functions by import path, `pkg.mod:function`")
+    game: str | None = Field(default=None, description="a game of several turns: `guess`, or a class by import path, `pkg.mod:Class`")
+    arguments: dict[str, Any] | None = Field(default=None, description="what its constructor takes")
+    turns: int | None = Field(default=None, gt=0, description="actions of an episode at most")
+    turn_tokens: int | None = Field(default=None, gt=0, description="tokens of an action at most; trl.max_completion_length bounds the whole episode")
     size: int | None = Field(default=None, gt=0, description="how many entries are generated")
     seed: int | None = Field(default=None, description="seed of the entries")
     prompt: str | None = Field(default=None, description="format string of the prompt")
@@ -293,7 +297,7 @@ def _merge(into: dict[str, Any], given: Mapping[str, Any], path: str = "") -> No
 
 
 def _source(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, Mapping) and bool({"name", "reasoning_gym", "jsonl"} & value.keys()))
+    return isinstance(value, str) or (isinstance(value, Mapping) and bool({"name", "reasoning_gym", "jsonl", "game"} & value.keys()))
 
 
 def _set(flags: dict[str, Any], item: str) -> None:

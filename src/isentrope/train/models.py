@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from isentrope.errors import UserError
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base-model"
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+EMBEDDED = _ASSETS / "base-model"
+EMBEDDED_GAME = _ASSETS / "game-model"  # the embedded model after it has read games of several turns
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,7 +42,7 @@ class LoadedModel:
 
 
 def load(name_or_path: str | Path, *, dtype: str | torch.dtype | None = None) -> LoadedModel:
-    """`embedded`, `smollm2`, a local folder, or a hub name.
+    """`embedded`, `embedded-game`, `smollm2`, a local folder, or a hub name.
 
     `dtype` of the weights: None and "auto" are float32. (With "auto" a run multiplies in bfloat16 where the machine does that in
     hardware; the weights stay float32, because at usual learning rates an update is smaller than bfloat16 can add to a weight.)
@@ -52,7 +54,7 @@ def load(name_or_path: str | Path, *, dtype: str | torch.dtype | None = None) ->
         model, tokenizer = _smollm2(kind)
     else:
         place = _place(name)
-        model, tokenizer = _pretrained(place, kind, local=place != name or name == "embedded" or Path(name).is_dir())
+        model, tokenizer = _pretrained(place, kind, local=place != name or Path(name).is_dir())
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -108,10 +110,11 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 def _place(name: str) -> str:
     """The folder of a local name; the name itself when it can only be a hub name."""
-    if name == "embedded":
-        if not (EMBEDDED / "model.safetensors").is_file():
-            raise ModelError(f"model 'embedded': no model in {EMBEDDED}. Build it with `make base-model`, or reinstall the wheel.")
-        return str(EMBEDDED)
+    if name in ("embedded", "embedded-game"):
+        inside = EMBEDDED if name == "embedded" else EMBEDDED_GAME
+        if not (inside / "model.safetensors").is_file():
+            raise ModelError(f"model {name!r}: no model in {inside}. Build it with `make base-model`, or reinstall the wheel.")
+        return str(inside)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -120,7 +123,7 @@ def _place(name: str) -> str:
     if folder.exists():
         raise ModelError(f"model {name!r} is a file. Give the folder that holds it (config.json, *.safetensors, tokenizer).")
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise ModelError(f"model {name!r}: no such folder. Names: embedded, smollm2, a local folder, or a hub name like owner/model.")
+        raise ModelError(f"model {name!r}: no such folder. Names: embedded, embedded-game, smollm2, a local folder, or a hub name like owner/model.")
     return name
 
 

@@ -30,8 +30,8 @@ class RewardError(UserError, RuntimeError):
     """A reward function fails again and again; the message names it and the row."""
 
 
-class _OutOfTime(BaseException):
-    """Not an Exception, so that a verifier's own `except Exception` does not swallow it."""
+class OutOfTime(BaseException):
+    """A time limit rings. Not an Exception, so that a verifier's own `except Exception` does not swallow it."""
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         return
 
     def ring(signum: int, frame: object) -> None:
-        raise _OutOfTime
+        raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, ring)
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
@@ -117,7 +117,7 @@ class GuardedReward:
         try:
             with time_limit(seconds):
                 values = self.function(prompts=prompts, completions=completions, **columns)
-        except _OutOfTime:
+        except OutOfTime:
             return _Fault("timeout", f"it did not end within task.timeout, {self.timeout:g} s")
         except (Exception, SystemExit) as error:  # whatever a user's function raises is data here
             return _Fault("raised", f"it raised {type(error).__name__}: {error}")

@@ -125,6 +125,7 @@ class Run:
                 recorder=self.recorder,
                 ledger=self.ledger,
                 correct_at=self.task.correct_at,
+                game=self.task.game,
             )
         self.alarms = self._alarms()
         self.trainer.run = self
@@ -329,7 +330,8 @@ class Run:
 
     def provenance(self, dtype: str) -> dict:
         books = {} if self.ledger is None else ledger_provenance(self.args.temperature)
-        return provenance(self.args.temperature, dtype, self.trainer.own_head) | self.eval_provenance(dtype) | books
+        cutting = None if self.trainer.regeneration is None else self.trainer.regeneration.key
+        return provenance(self.args.temperature, dtype, self.trainer.own_head, cutting) | self.eval_provenance(dtype) | books
 
     def eval_provenance(self, dtype: str) -> dict:
         from isentrope.provenance import Provenance

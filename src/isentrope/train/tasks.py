@@ -1,8 +1,9 @@
 """Verifiable tasks: prompts that a reward function can judge.
 
-Three sources: the presets below (compact prompts that the embedded model reads), any dataset of reasoning-gym with its own
-verifier, and a JSONL file with a reward function by import path. Train and validation prompts are disjoint by construction: a hash of
-the canonical prompt (white space collapsed) decides the side, so equal prompts can never stand on both.
+Four sources: the presets below (compact prompts that the embedded model reads), any dataset of reasoning-gym with its own
+verifier, a JSONL file with a reward function by import path, and games of several turns (`isentrope.train.games`). Train and
+validation prompts are disjoint by construction: a hash of the canonical prompt (white space collapsed; a game's with its seed)
+decides the side, so equal prompts can never stand on both.
 """
 
 import hashlib
@@ -21,7 +22,9 @@ from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
 from isentrope.errors import UserError
+from isentrope.train import games
 from isentrope.train.rewards import GuardedReward, import_reward
+from isentrope.train.turns import outcome
 
 VALIDATION_SHARE = 0.125
 Extract = Literal["auto", "last-number", "whole"]
@@ -43,7 +46,7 @@ class Task:
 
     `train` and `validation` have a column `prompt` (a string, or a list of messages for a chat model) and whatever the rewards
     read. `reward_funcs` have TRL's signature and are guarded. A completion is correct when the first of them gives at least
-    `correct_at`; the others only shape.
+    `correct_at`; the others only shape. With `game` a response is an episode of it, and every prompt has its `seed`.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Task:
     extract: Callable[[str], str | None]
     correct_at: float = 1.0
     source: Mapping[str, Any] = field(default_factory=dict)
+    game: games.GameSpec | None = None
 
     def describe(self) -> dict[str, Any]:
         """Flat facts for the log, the dry run and the model card."""
@@ -106,6 +110,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "size": 4000,
         },
     ),
+    "guess": (
+        "a hidden number of 31 in five guesses, each answered by more or less: several turns, for the model `embedded-game`",
+        {"game": "guess", "size": 1860, "turns": 5, "turn_tokens": 6},
+    ),
 }
 
 
@@ -127,30 +135,30 @@ def build(spec: str | Mapping[str, Any] | BaseModel, *, chat: bool = False) -> T
     """A task by preset name, `reasoning-gym:NAME`, or a mapping (or pydantic model, whose None fields count as absent).
 
     A mapping holds `name` (a preset, whose fields the others replace), or `reasoning_gym` with the arguments of
-    `reasoning_gym_task`, or `jsonl` and `reward` with those of `jsonl_task`. With `chat` prompts become lists of messages.
+    `reasoning_gym_task`, `jsonl` and `reward` with those of `jsonl_task`, or `game` with those of `game_task`. With `chat` prompts become lists of messages.
     Raises TaskError, which names the field and the way out.
     """
     if isinstance(spec, BaseModel):
         spec = spec.model_dump(exclude_none=True)
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = given.get("name")
-    if name is not None and not {"reasoning_gym", "jsonl"} & given.keys():
+    if name is not None and not MAKERS.keys() & given.keys():
         if str(name).startswith("reasoning-gym:"):
             given["reasoning_gym"] = str(name).partition(":")[2]
         elif name in PRESETS:
             given = {**PRESETS[name][1], **given}
         else:
             raise TaskError(f"task: unknown task {name!r}.{_nearest(str(name), PRESETS)} `isentrope tasks` lists them all.")
-    maker = reasoning_gym_task if "reasoning_gym" in given else jsonl_task if "jsonl" in given else None
-    if maker is None:
-        raise TaskError("task needs one of: name (a preset), reasoning_gym (a dataset), jsonl (a file). Got none of them.")
-    known = [key for key in inspect.signature(maker).parameters if key not in ("dataset", "path")]
-    known.append("reasoning_gym" if maker is reasoning_gym_task else "jsonl")
+    source = next((key for key in MAKERS if key in given), None)
+    if source is None:
+        raise TaskError("task needs one of: name (a preset), reasoning_gym (a dataset), jsonl (a file), game (of several turns). Got none of them.")
+    maker = MAKERS[source]
+    known = [source, *list(inspect.signature(maker).parameters)[1:]]
     if unknown := [key for key in given if key not in known]:
         raise TaskError(f"task: unknown field {unknown[0]!r}.{_nearest(unknown[0], known)} Allowed: {', '.join(sorted(known))}.")
     if maker is jsonl_task and "reward" not in given:
         raise TaskError("task.reward is missing: a JSONL task needs a reward function by import path, 'pkg.mod:function'.")
-    task = maker(given.pop("reasoning_gym" if maker is reasoning_gym_task else "jsonl"), **given)
+    task = maker(given.pop(source), **given)
     return as_chat(task) if chat else task
 
 
@@ -236,6 +244,44 @@ def jsonl_task(
     rewards = tuple(GuardedReward(import_reward(item), timeout=timeout) for item in paths)
     source = {"jsonl": str(file), "reward": paths, "extract": extract}
     return _task(name or file.stem, rows, rewards, _EXTRACT[extract], source, validation_share, validation_size, correct_at)
+
+
+def game_task(
+    game: str,
+    *,
+    name: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    turns: int = 8,
+    turn_tokens: int = 32,
+    size: int = 2000,
+    seed: int = 0,
+    validation_share: float = VALIDATION_SHARE,
+    validation_size: int | None = None,
+    correct_at: float = 1.0,
+    timeout: float | None = 10.0,
+) -> Task:
+    """Episodes of a game of `isentrope.train.games`, or of one by import path `pkg.mod:Class`: seeds from `seed` on, `size` of them.
+
+    A prompt is what the game says first, and its side is decided by prompt and seed together. The reward is what the game pays.
+    """
+    rules = games.spec(game, arguments=arguments, turns=turns, turn_tokens=turn_tokens, timeout=timeout, name=name)
+    rows = []
+    for number in range(seed, seed + size):
+        try:
+            opening = rules.game().reset(number)
+        except (Exception, SystemExit) as error:  # whatever a user's game raises is data here
+            raise TaskError(f"task.game {game!r}: reset({number}) raised {type(error).__name__}: {error}.") from error
+        if not isinstance(opening, str) or not opening.strip():
+            raise TaskError(f"task.game {game!r}: reset({number}) must return the text that the policy reads first. Got {opening!r}.")
+        rows.append({_KEY: f"{opening} {number}", "prompt": opening, "seed": number})
+    source = {"game": game, "arguments": dict(arguments or {}), "turns": turns, "turn_tokens": turn_tokens, "size": size, "seed": seed}
+    rewards = (GuardedReward(outcome, name=rules.name, timeout=timeout),)
+    made = _task(rules.name, rows, rewards, whole, source, validation_share, validation_size, correct_at)
+    return replace(made, game=rules)
+
+
+MAKERS: Mapping[str, Callable[..., Task]] = {"reasoning_gym": reasoning_gym_task, "jsonl": jsonl_task, "game": game_task}
+"""Sources of tasks: the field that names one, and what makes a task of it and the other fields."""
 
 
 def read_jsonl(file: Path) -> list[Row]:

@@ -42,10 +42,12 @@ from isentrope.errors import UserError
 from isentrope.measure.tokens import Entropy, LogProb, Signal
 from isentrope.train.batch import as_text, gather_step, is_correct, pack, unpack
 from isentrope.train.carried import built, check_host, objective_of, refuse_options, warn_of_idle
+from isentrope.train.games import GameSpec
 from isentrope.train.head import attach_head, completion_signals
 from isentrope.train.prepare import prepare
 from isentrope.train.rollout import RolloutStages
 from isentrope.train.state import pack_state, unpack_state
+from isentrope.train.turns import Player, per_token, read_turns, refuse_loops
 
 
 class Bookkeeper(Protocol):
@@ -87,6 +89,7 @@ class IsentropeTrainer(GRPOTrainer):
     objective: defaults to what `args` says (loss_type, epsilon, beta, ...).
     recorder: told what happens to every token; None records nothing. ledger: told of every optimiser step; None keeps no books.
     correct_at: a response counts as correct when the first reward function gives at least this.
+    game: every response is an episode of it (`isentrope.train.turns`), and the data set has a column `seed`.
     All other parameters are TRL's.
 
     Raises UserError for an option it does not carry, an untested TRL, Unsloth's replaced trainer, or a trainer option that means
@@ -106,22 +109,31 @@ class IsentropeTrainer(GRPOTrainer):
         optimizers: tuple = (None, None),
         quantization_config: Any = None,
         peft_config: Any = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
         *,
         control: Chain | Sequence[str | Mapping[str, Any] | Intervention] = (),
         objective: Objective | None = None,
         recorder: Recorder | None = None,
         ledger: Bookkeeper | None = None,
         correct_at: float = 1.0,
+        game: GameSpec | None = None,
     ):
         check_host()
         chain = control if isinstance(control, Chain) else built(control)
         if args is not None:
             refuse_options(args, chain)
+        refuse_loops(chain, {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory})
         super().__init__(
             model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processing_class, reward_processing_classes=reward_processing_classes, callbacks=callbacks,
             optimizers=optimizers, quantization_config=quantization_config, peft_config=peft_config,
+            tools=tools, rollout_func=rollout_func, environment_factory=environment_factory,
         )  # fmt: skip
+        self.player = None if game is None else Player(game)
+        if self.player is not None:
+            self.rollout_func = self.player
         if args is None:
             refuse_options(self.args, chain)
         self.chain = chain
@@ -139,6 +151,7 @@ class IsentropeTrainer(GRPOTrainer):
         self._slice = 0
         self._rollout_stages = RolloutStages(self) if chain.links else None
         self._temperatures: list[Tensor] = []
+        self.rows: Sequence[Mapping[str, Any]] = ()  # of the data set, being generated
         self._scored: dict[str, Any] = {}
         wanted = [need.signal for need in chain.needs] + list(recorder.signals if recorder else ())
         inside = [need.signal for need in chain.needs if need.policy == "current" and isinstance(need.signal, Request)]
@@ -194,6 +207,7 @@ class IsentropeTrainer(GRPOTrainer):
             self._temperatures = processor.used
 
     def _generate_and_score_completions(self, inputs):
+        self.rows = inputs
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
@@ -212,7 +226,7 @@ class IsentropeTrainer(GRPOTrainer):
         mask = output["completion_mask"].bool()
         advantages = output["advantages"]
         return Rollouts.of(
-            mask,
+            **read_turns(output, () if self.player is None else self.player.episodes),
             row_id=row_id,
             group=row_id // self.num_generations,
             completion_ids=output["completion_ids"],
@@ -228,12 +242,19 @@ class IsentropeTrainer(GRPOTrainer):
             text=tuple(as_text(completion) for completion in self._scored["completions"]),
         )
 
+    def taken_temperatures(self) -> Tensor | None:
+        """[response, token] temperatures of the last generation where links chose them, once."""
+        taken, self._temperatures = self._temperatures, []
+        return torch.stack(taken, dim=1) if taken else None
+
     def _sampling_temperature(self, mask: Tensor) -> Tensor:
         used = torch.full(mask.shape, float(self.temperature), device=mask.device)
-        if self._temperatures:
-            chosen = torch.stack(self._temperatures, dim=1)[:, : mask.shape[1]].to(mask.device)
+        if self.player is not None:
+            chosen = per_token([episode.columns.get("temperature", ()) for episode in self.player.episodes], used)
+            used = torch.where(chosen > 0, chosen, used)
+        elif (taken := self.taken_temperatures()) is not None:
+            chosen = taken[:, : mask.shape[1]].to(mask.device)
             used[:, : chosen.shape[1]] = chosen
-            self._temperatures = []
         return torch.where(mask, used, float(self.temperature))
 
     def total_reward(self, parts: Tensor) -> Tensor:
@@ -244,6 +265,8 @@ class IsentropeTrainer(GRPOTrainer):
     def truncated(self, completion_ids: Sequence[Sequence[int]]) -> Tensor:
         """[response] bool: the completion did not end with an end-of-sequence token."""
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        if self.player is not None:
+            return torch.tensor(self.player.truncated(), device=self.accelerator.device)
         return torch.tensor([len(ids) == 0 or ids[-1] not in ends for ids in completion_ids], device=self.accelerator.device)
 
     # --- update clock
