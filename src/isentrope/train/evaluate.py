@@ -18,8 +18,10 @@ from transformers import (
 )
 
 from isentrope.measure.answers import answer_entropy, bootstrap_interval, maj_at_k, pass_at_k
+from isentrope.train.games import GameSpec
 from isentrope.train.shift import TENTHS, prompt_rows
 from isentrope.train.tasks import Task, prompt_text
+from isentrope.train.turns import Drawn, Episode, Voice, opened, outcomes, play
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def evaluate(
     """Sample `samples` responses to each of the first `prompts` validation prompts (None: all) and judge them.
 
     Deterministic in `seed` for equal batch_size; leaves torch's, numpy's and Python's random states and the training mode as
-    they were. Reward functions are called with what TRL gives them (`trainer_state` as given here). Raises ValueError for counts below 1.
+    they were. Reward functions are called with what TRL gives them (`trainer_state` as given here). A response to a game is a whole episode of it, of
+    which the policy's tokens count. Raises ValueError for counts below 1.
     """
     for name, value in {
         "prompts": prompts or 1,
@@ -83,7 +86,11 @@ def evaluate(
         with _own_randomness(seed, model.device), torch.no_grad():
             drawn: list[dict[str, Any]] = []
             for start in range(0, len(rows), batch_size):
-                drawn += _sample(model, tokenizer, rows[start : start + batch_size], temperature, max_completion_length)
+                part = rows[start : start + batch_size]
+                if task.game is None:
+                    drawn += _sample(model, tokenizer, part, temperature, max_completion_length)
+                else:
+                    drawn += _played(model, tokenizer, part, temperature, max_completion_length, task.game)
             judged = _judge(task, rows, drawn, samples, trainer_state)
     finally:
         model.train(training)
@@ -114,6 +121,62 @@ def _sample(
     texts = [prompt_text(tokenizer, row["prompt"]) for row in rows]
     special = isinstance(rows[0]["prompt"], str)
     encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special).to(model.device)
+    ids, entropy, lengths, ended = _generated(model, tokenizer, encoded, temperature, length)
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    kept = torch.where(mask, entropy, 0.0).double()
+    sums = kept.sum(1)
+    places = (torch.arange(ids.shape[1]) * TENTHS // lengths[:, None]).clamp(max=TENTHS - 1)
+    tenths = torch.zeros(len(rows), TENTHS, dtype=torch.float64).scatter_add_(1, places, kept)
+    return [
+        {
+            "completion": tokenizer.decode(ids[i, : lengths[i]], skip_special_tokens=True),
+            "completion_ids": ids[i, : lengths[i]].tolist(),
+            "length": int(lengths[i]),
+            "truncated": not bool(ended[i].any()),
+            "entropy": float(sums[i] / lengths[i]),
+            "tenths": tenths[i].tolist(),
+        }
+        for i in range(len(rows))
+    ]
+
+
+def _played(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], temperature: float, length: int, rules: GameSpec
+) -> list[dict[str, Any]]:
+    """One episode per row; lengths and entropies are of the policy's tokens."""
+
+    def generate(contexts: list[list[int]], tokens: int) -> Drawn:
+        encoded = tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt").to(model.device)
+        ids, entropy, lengths, _ = _generated(model, tokenizer, encoded, temperature, tokens)
+        cut = list(enumerate(lengths.tolist()))
+        return Drawn([ids[row, :end].tolist() for row, end in cut], {"entropy": [entropy[row, :end].tolist() for row, end in cut]})
+
+    chat = not isinstance(rows[0]["prompt"], str)
+    texts = [prompt_text(tokenizer, row["prompt"]) for row in rows]
+    episodes = opened(rules, rows, tokenizer(texts, add_special_tokens=not chat)["input_ids"])
+    play(episodes, generate, Voice(tokenizer, [tokenizer.eos_token_id], chat=chat), rules, length)
+    return [_response(tokenizer, episode) for episode in episodes]
+
+
+def _response(tokenizer: PreTrainedTokenizerBase, episode: Episode) -> dict[str, Any]:
+    entropy = torch.tensor(episode.columns["entropy"], dtype=torch.float64)[torch.tensor(episode.wrote)]
+    places = torch.arange(len(entropy)) * TENTHS // len(entropy)
+    return {
+        "completion": tokenizer.decode(episode.ids, skip_special_tokens=True),
+        "completion_ids": episode.ids,
+        "length": len(entropy),
+        "truncated": episode.ending == "budget",
+        "entropy": float(entropy.mean()),
+        "tenths": torch.zeros(TENTHS, dtype=torch.float64).scatter_add_(0, places, entropy).tolist(),
+        "turns": len(episode.actions),
+        **{name: values[0] for name, values in outcomes([episode]).items()},
+    }
+
+
+def _generated(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Any, temperature: float, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(ids, entropy, lengths, ended): [row, position], and [row] for lengths, which count the end token; of what is sampled after left-padded prompts."""
     seen = _Entropies(temperature)
     out = model.generate(
         input_ids=encoded["input_ids"],
@@ -133,29 +196,15 @@ def _sample(
     ids = out[:, encoded["input_ids"].shape[1] :].cpu()
     entropy = torch.stack(seen.entropies, dim=1).cpu()
     ended = ids == tokenizer.eos_token_id
-    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1])
-    mask = torch.arange(ids.shape[1]) < lengths[:, None]
-    kept = torch.where(mask, entropy, 0.0).double()
-    sums = kept.sum(1)
-    places = (torch.arange(ids.shape[1]) * TENTHS // lengths[:, None]).clamp(max=TENTHS - 1)
-    tenths = torch.zeros(len(rows), TENTHS, dtype=torch.float64).scatter_add_(1, places, kept)
-    return [
-        {
-            "completion": tokenizer.decode(ids[i, : lengths[i]], skip_special_tokens=True),
-            "completion_ids": ids[i, : lengths[i]].tolist(),
-            "length": int(lengths[i]),
-            "truncated": not bool(ended[i].any()),
-            "entropy": float(sums[i] / lengths[i]),
-            "tenths": tenths[i].tolist(),
-        }
-        for i in range(len(rows))
-    ]
+    return ids, entropy, torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]), ended
 
 
 def _judge(task: Task, rows: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]], samples: int, trainer_state: Any) -> list[dict[str, Any]]:
     """Reward, correctness and answer beside each response. A row that no reward could score counts as wrong, reward None."""
     columns: dict[str, Any] = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
-    columns["completion_ids"] = [d.pop("completion_ids") for d in drawn]
+    for key in ("completion_ids", "game_reward", "game_fault"):
+        if key in drawn[0]:
+            columns[key] = [d.pop(key) for d in drawn]
     columns |= {"trainer_state": trainer_state, "log_extra": _unlogged, "log_metric": _unlogged}
     prompts = [row["prompt"] for row in rows]
     plain = isinstance(prompts[0], str)
@@ -201,6 +250,8 @@ def _summary(judged: Sequence[dict[str, Any]], samples: int, seed: int) -> Itera
     tokens = _column(sum(r["length"] for r in g) for g in groups)
     per_prompt["entropy"] = _column(sum(r["entropy"] * r["length"] for r in g) for g in groups) / tokens, tokens
     per_prompt["truncated"] = _column(_mean(r["truncated"] for r in g) for g in groups), None
+    if "turns" in judged[0]:
+        per_prompt["turns"] = _column(_mean(r["turns"] for r in g) for g in groups), None
     for metric, (values, weights) in per_prompt.items():
         interval = bootstrap_interval(values, weights=weights, seed=seed)
         yield {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from isentrope.measure.answers import answer_entropy
-from isentrope.train.evaluate import _own_randomness, evaluate
+from isentrope.train.evaluate import _own_randomness, _played, evaluate
 from isentrope.train.models import load
 from isentrope.train.tasks import build
 
@@ -152,3 +152,33 @@ def test_rewards_get_what_trl_gives_them_and_the_first_says_what_is_correct(embe
     assert [len(ids) for ids in two_rewards.seen["ids"]] == [row["length"] for row in found.samples]
     assert two_rewards.seen["state"] == "state"
     assert len(set(two_rewards.seen["group"])) == 2
+
+
+def test_entropies_of_an_episode_are_those_of_its_row_read_at_once():
+    """Turn by turn with left padding, or the whole row in one pass: the same entropies, on the tokens that the policy wrote."""
+    loaded, task = load("embedded-game"), build("guess")
+    assert task.game is not None
+    rows = [dict(row) for row in task.validation.select(range(3)) for _ in range(4)]
+    with torch.no_grad(), _own_randomness(5, torch.device("cpu")):
+        found = _played(loaded.model.eval(), loaded.tokenizer, rows, 0.7, 48, task.game)
+    for row, response in zip(rows, found, strict=True):
+        prompt = loaded.tokenizer(row["prompt"])["input_ids"]
+        with torch.no_grad():
+            logits = loaded.model(torch.tensor([prompt + response["completion_ids"]])).logits[0, len(prompt) - 1 : -1] / 0.7
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        wrote, own = [], True  # plain replies: the policy's tokens end with the end token, the environment's with a line
+        for token in response["completion_ids"]:
+            wrote.append(own)
+            own = own if token not in (loaded.tokenizer.eos_token_id, loaded.tokenizer("\n")["input_ids"][0]) else not own
+        assert response["length"] == sum(wrote)
+        assert response["entropy"] == pytest.approx(float(entropy[torch.tensor(wrote)].mean()), abs=1e-4)
+
+
+def test_episodes_are_judged_by_their_game():
+    loaded = load("embedded-game")
+    found = evaluate(loaded.model, loaded.tokenizer, build("guess"), prompts=4, samples=8, batch_size=16)
+    rewards = [sample["reward"] for sample in found.samples]
+    assert set(rewards) == {0.0, 1.0}
+    assert found.value("pass@1") == pytest.approx(sum(rewards) / len(rewards))
+    assert all(sample["turns"] == 5 for sample in found.samples if sample["reward"] == 0)
+    assert all(sample["answer"] == sample["completion"].split("\n")[-1] for sample in found.samples)

@@ -330,8 +330,7 @@ class Run:
 
     def provenance(self, dtype: str) -> dict:
         books = {} if self.ledger is None else ledger_provenance(self.args.temperature)
-        cutting = None if self.trainer.regeneration is None else self.trainer.regeneration.key
-        return provenance(self.args.temperature, dtype, self.trainer.own_head, cutting) | self.eval_provenance(dtype) | books
+        return provenance(self.args.temperature, dtype, self.trainer.own_head) | self.eval_provenance(dtype) | books
 
     def eval_provenance(self, dtype: str) -> dict:
         from isentrope.provenance import Provenance

@@ -276,7 +276,7 @@ def game_task(
         rows.append({_KEY: f"{opening} {number}", "prompt": opening, "seed": number})
     source = {"game": game, "arguments": dict(arguments or {}), "turns": turns, "turn_tokens": turn_tokens, "size": size, "seed": seed}
     rewards = (GuardedReward(outcome, name=rules.name, timeout=timeout),)
-    made = _task(rules.name, rows, rewards, whole, source, validation_share, validation_size, correct_at)
+    made = _task(rules.name, rows, rewards, last_line, source, validation_share, validation_size, correct_at)
     return replace(made, game=rules)
 
 
@@ -346,6 +346,11 @@ def last_number(text: str) -> str | None:
 def whole(text: str) -> str | None:
     """The text without the space around it; None when nothing is left."""
     return text.strip() or None
+
+
+def last_line(text: str) -> str | None:
+    """The last line without the space around it: of an episode, what was done last."""
+    return whole(text.rsplit("\n", 1)[-1])
 
 
 def auto(text: str) -> str | None:
