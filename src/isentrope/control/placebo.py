@@ -9,6 +9,7 @@ ones that `x` would choose. Whatever effect is left is the effect of touching th
 | extra, rows | number of groups asked for, of rows replaced and dropped, their advantages | which; sampled at the batch's own temperature |
 | replay | number of responses kept in the buffer | which |
 | sample | the temperatures of a decoding step | which response gets which |
+| regenerate | which drafts are cut how often; branches of one cut share one | where, among the positions at which a cut was allowed |
 | reward, advantage | the shaping terms of a group | which response (token) of the group gets which |
 | filter | number of groups (rows) dropped | which |
 | clip, weight | bounds, factors and kept tokens, among tokens of one sign of the advantage | which token |
@@ -27,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from isentrope.control.cuts import Branches, Drafts, drawn, leading
 from isentrope.control.objectives import Bounds, Objective
 from isentrope.control.stages import (
     Clip,
@@ -204,6 +206,21 @@ def _content(logits: Float[Tensor, "response vocab"]) -> Int[Tensor, " response"
     return (bits * odd * 0x9E3779B97F4A7C1 ^ (bits >> 29)).sum(-1)
 
 
+class _Regenerate:
+    def misfit(self, samples: int) -> str:
+        return self.inner.misfit(samples)
+
+    def drafts(self, samples: int, progress: Progress, state: State) -> int | None:
+        return self.inner.drafts(samples, progress, state)
+
+    def branches(self, drafts: Drafts, state: State, rng: RowRng) -> Branches:
+        found, row_id = self.inner.branches(drafts, state, rng), drafts.rollouts.row_id
+        width = found.allowed.shape[1]
+        places = leading(torch.zeros_like(found.allowed, dtype=torch.float32), found.allowed, width)[found.parent]
+        keys = self.keys(rng).uniform(row_id, width)[found.parent, found.cut]  # of the cut, so that its branches stay together
+        return replace(found, cut=torch.where(found.cut > 0, drawn(places, keys), 0))
+
+
 class _Reward:
     def reward(self, rollouts: Rollouts, state: State) -> Float[Tensor, " response"]:
         term = self.inner.reward(rollouts, state) - rollouts.reward
@@ -336,8 +353,8 @@ class _Update:
 
 
 _STAGES: Mapping[str, type] = {
-    "select": _Select, "extra": _Extra, "sample": _Sample, "reward": _Reward, "filter": _Filter, "advantage": _Advantage, "rows": _Rows,
-    "replay": _Replay, "collect": _Collect,
+    "select": _Select, "extra": _Extra, "sample": _Sample, "regenerate": _Regenerate, "reward": _Reward, "filter": _Filter,
+    "advantage": _Advantage, "rows": _Rows, "replay": _Replay, "collect": _Collect,
     "survey": _Survey, "clip": _Clip, "weight": _Weight, "regularise": _Regularise, "update": _Update,
 }  # fmt: skip
 

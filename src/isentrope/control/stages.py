@@ -4,7 +4,7 @@ An intervention is a frozen dataclass of its hyper-parameters with one method fo
 it has is read off its methods (the protocols below). Stages run on four clocks:
 
 - before training, once: `select` (which prompts, from what the starting policy makes of them)
-- rollout, once per generation and over all ranks: `extra`, `temperature`, `reward`, `keep`, `advantage`, `rows`, `remember`, `collect`
+- rollout, once per generation and over all ranks: `extra`, `temperature`, `branches`, `reward`, `keep`, `advantage`, `rows`, `remember`, `collect`
 - update, once per optimiser step over all its slices and ranks, without gradient: `survey`
 - micro-batch, with gradient: `policy`, `clip`, `weight`, `regularise`
 - end of the update: `update`
@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from isentrope.control.cuts import Branches, Drafts
 from isentrope.control.objectives import Bounds, Objective
 from isentrope.control.step import Need, Progress, Rollouts, RowRng, State, Stats, Step
 from isentrope.measure.tokens import Signal
@@ -195,6 +196,24 @@ class Sample(Protocol):
 
 
 @runtime_checkable
+class Regenerate(Protocol):
+    """Some responses of a group are sampled first and scored (signals of policy "draft"); the others go on from where those are cut.
+
+    All of them form one group. What a branch took over stays in its text, which is rewarded whole, and leaves the loss.
+    """
+
+    def misfit(self, samples: int) -> str:
+        """Why a group of `samples` responses cannot be made up so; "" where it can."""
+        ...
+
+    def drafts(self, samples: int, progress: Progress, state: State) -> int | None:
+        """How many of a group's `samples` responses are sampled first; None: all of them, and nothing is cut."""
+        ...
+
+    def branches(self, drafts: Drafts, state: State, rng: RowRng) -> Branches: ...
+
+
+@runtime_checkable
 class Reward(Protocol):
     def reward(self, rollouts: Rollouts, state: State) -> Float[Tensor, " response"]: ...
 
@@ -273,7 +292,7 @@ class Update(Protocol):
 
 
 ROLLOUT_STAGES: Mapping[str, type] = {
-    "select": Select, "extra": Extra, "sample": Sample, "reward": Reward, "filter": Filter, "advantage": Advantage, "rows": Rows,
+    "select": Select, "extra": Extra, "sample": Sample, "regenerate": Regenerate, "reward": Reward, "filter": Filter, "advantage": Advantage, "rows": Rows,
     "replay": Replay, "collect": Collect,
 }  # fmt: skip
 UPDATE_STAGES: Mapping[str, type] = {
@@ -305,7 +324,7 @@ class Chain:
     """Interventions applied in order. Build it with `chain(...)`, which flattens and checks.
 
     Clips: the later link wins and a warning says so. Weights multiply and kept tokens intersect. Penalties add.
-    At most one link may choose the policy whose log-probs form the ratio.
+    At most one link may choose the policy whose log-probs form the ratio, and at most one may re-generate.
     """
 
     links: tuple[Intervention, ...] = ()
@@ -340,7 +359,7 @@ def gradient(signal: Signal) -> bool:
 def chain(*links: "Intervention | Chain") -> Chain:
     """One chain of these interventions (chains among them are flattened).
 
-    Raises ValueError if two links choose the policy, or a link is no intervention. Warns where one link undoes another.
+    Raises ValueError if two links choose the policy or re-generate, or a link is no intervention. Warns where one link undoes another.
     """
     flat: list[Intervention] = []
     for link in links:
@@ -353,6 +372,9 @@ def chain(*links: "Intervention | Chain") -> Chain:
     policies = [link.name for link in flat if isinstance(link, Policy)]
     if len(policies) > 1:
         raise ValueError(f"chain: only one link may choose the policy of the ratio. Got {', '.join(policies)}.")
+    cutting = [link.name for link in flat if isinstance(link, Regenerate)]
+    if len(cutting) > 1:
+        raise ValueError(f"chain: only one link may say how the responses of a group begin. Got {', '.join(cutting)}.")
     clips = [link.name for link in flat if isinstance(link, Clip)]
     if len(clips) > 1:
         warnings.warn(f"chain: {', '.join(clips)} all set the clip bounds; each sees the bounds of the one before, the last wins.", stacklevel=2)

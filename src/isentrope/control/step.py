@@ -29,16 +29,17 @@ ORIGINS = ("policy", "branch", "replay", "offline")
 
 @dataclass(frozen=True)
 class Need:
-    """A signal that a stage reads, and of which policy: "old" (the behaviour policy, scored once per rollout) or "current".
+    """A signal that a stage reads, and of which policy: "old" (the behaviour policy, scored once per rollout), "draft" (the same, of the first
+    responses before the others are sampled) or "current".
 
     Raises ValueError for a request of the network's inside (`control.requests`) from the current policy, unless it allows that.
     """
 
     signal: Signal
-    policy: Literal["old", "current"] = "current"
+    policy: Literal["old", "draft", "current"] = "current"
 
     def __post_init__(self):
-        if isinstance(self.signal, Request) and self.policy != "old" and not self.signal.of_current:
+        if isinstance(self.signal, Request) and self.policy == "current" and not self.signal.of_current:
             raise ValueError(f"Need: {self.signal!r} is scored once per rollout. Got policy={self.policy!r}. Write policy='old'.")
 
     @property
@@ -96,7 +97,7 @@ class Rollouts:
     advantage: Float[Tensor, "response #token"]
     correct: Float[Tensor, " response"]  # NaN where no verifier spoke
     truncated: Bool[Tensor, " response"]
-    turn: Int[Tensor, "response token"] | None = None
+    turn: Int[Tensor, "response token"] | None = None  # 0, 1, ...; a token of the environment has that of the action it answers
     segment: Int[Tensor, "response token"] | None = None
     sampling_log_probs: Float[Tensor, "response token"] | None = None
     old_log_probs: Float[Tensor, "response token"] | None = None

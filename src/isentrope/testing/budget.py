@@ -12,6 +12,7 @@ from isentrope.control.stages import (
     Extra,
     Filter,
     Intervention,
+    Regenerate,
     Regularise,
     Replay,
     Reward,
@@ -22,7 +23,7 @@ from isentrope.control.stages import (
     Weight,
 )  # fmt: skip
 from isentrope.control.step import State, Step
-from isentrope.testing.world import RNG, World, probed
+from isentrope.testing.world import RNG, World, drafts_of, probed
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,19 @@ def decisions(link: Intervention, scene: World, state: State, asked: Interventio
 
     asked: the intervention whose extra samples the `rows` stage is given (default: `link` itself).
     """
+    found = _on_drafts(link, scene, state) if isinstance(link, Regenerate) else {}
     scene = scene.scored(link.needs)
-    return _on_rollouts(link, scene, state, link if asked is None else asked) | _on_update(link, scene.step(link.needs), state)
+    return found | _on_rollouts(link, scene, state, link if asked is None else asked) | _on_update(link, scene.step(link.needs), state)
+
+
+def _on_drafts(link: Regenerate, scene: World, state: State) -> dict[str, Decision]:
+    drafted = drafts_of(scene, link, state)
+    if drafted is None:
+        return {}
+    found = link.branches(drafted.seen, state, RNG.child(0))
+    real = found.cut > 0
+    free = (found.allowed.sum(-1)[found.parent[real]] > 1).any()
+    return {"regenerate": Decision(torch.cat([real.sum()[None], found.parent]), torch.cat([found.parent, found.cut]), bool(free))}
 
 
 def _on_rollouts(link: Intervention, scene: World, state: State, asked: Intervention) -> dict[str, Decision]:

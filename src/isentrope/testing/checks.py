@@ -23,7 +23,7 @@ from isentrope.control.placebo import placebo
 from isentrope.control.stages import STAGES, Chain, Intervention, Policy, Weight, chain, gradient, policy_loss, stages_of, survey
 from isentrope.control.step import Need, RowRng, State, Step
 from isentrope.testing.budget import Decision, decisions
-from isentrope.testing.world import RNG, Outcome, World, lived, play, roll, world
+from isentrope.testing.world import RNG, Outcome, World, fitting, lived, play, roll, world
 
 AGGREGATIONS = ("grpo", "dapo", "dr_grpo")
 SUMMATION = 1e-9  # float64 sums in another order
@@ -80,7 +80,7 @@ def scenes(link: Intervention, seed: int, count: int = 2) -> Iterator[tuple[Worl
     """Worlds, each with the state before the first update and the state of a controller that has lived a while."""
     for offset in range(count):
         for state in (link.init(), lived(link, seed=seed)):
-            yield world(seed + offset), state
+            yield world(seed + offset, samples=fitting(link)), state
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
@@ -158,6 +158,7 @@ def neutral_leaves_rollouts_alone(link: Intervention, seed: int) -> None:
         before = scene.scored(neutral.needs).rollouts
         after, rolled = roll(neutral, scene, state, RNG)
         require(rolled.request is None, f"neutral asks for extra samples: {rolled.request}.")
+        require(rolled.branches is None or not rolled.branches.cut.any(), "neutral cuts responses.")
         for name in ("row_id", "reward", "trained_mask", "completion_ids"):
             require(torch.equal(after.rollouts.__dict__[name], before.__dict__[name]), f"neutral changes {name}.")
         mask = before.trained_mask
@@ -241,7 +242,7 @@ def split_over_ranks(link: Intervention, seed: int) -> None:
 def degenerate_batches_stay_finite(link: Intervention, seed: int) -> None:
     """Equal rewards, one response, empty masks, truncation, certainty and extreme ratios: loss, gradient and state are finite."""
     for state in (link.init(), lived(link, seed=seed)):
-        for name, scene in degenerate(seed).items():
+        for name, scene in degenerate(seed, fitting(link)).items():
             found = play(link, scene, state=state)
             require(torch.isfinite(found.loss), f"{name}: the loss is {found.loss}.")
             require(torch.isfinite(found.gradient).all(), f"{name}: the gradient is not finite.")
@@ -250,9 +251,9 @@ def degenerate_batches_stay_finite(link: Intervention, seed: int) -> None:
                 require(whole, f"{name}: state[{key!r}] is {value}.")
 
 
-def degenerate(seed: int) -> Mapping[str, World]:
+def degenerate(seed: int, samples: int = 4) -> Mapping[str, World]:
     """Batches at the edge, by name."""
-    scene = world(seed)
+    scene = world(seed, samples=samples)
     rollouts = scene.rollouts
     none = torch.zeros_like(rollouts.trained_mask)
     equal = torch.ones_like(rollouts.reward)
@@ -268,7 +269,7 @@ def degenerate(seed: int) -> Mapping[str, World]:
         "all rewards equal": having(reward=equal, correct=equal, advantage=torch.zeros_like(rollouts.advantage)),
         "no verifier spoke": having(correct=torch.full_like(rollouts.correct, float("nan"))),
         "one response": world(seed, groups=1, samples=1),
-        "one token per response": world(seed, width=1),
+        "one token per response": world(seed, samples=samples, width=1),
         "a response out of the loss": with_empty_row(scene),
         "nothing in the loss": having(trained_mask=none),
         "no text at all": having(trained_mask=none, completion_mask=none),
@@ -388,7 +389,7 @@ def state_round_trips(link: Intervention, seed: int) -> None:
         except pickle.UnpicklingError as error:
             raise ContractError(f"a weights-only loader refuses the state: {error}") from error
         same_state(loaded, state, "after torch.save and torch.load")
-        scene = world(seed + 5)
+        scene = world(seed + 5, samples=fitting(link))
         before, after = play(link, scene, state=state), play(link, scene, state=loaded)
         same(after, before, "from a reloaded state", 0.0)
         same_state(after.state, before.state, "from a reloaded state")

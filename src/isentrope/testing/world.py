@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from isentrope.control.cuts import Branches, Drafts
 from isentrope.control.objectives import Objective
 from isentrope.control.requests import AttentionEntropy, LayerLogProb, Request
 from isentrope.control.stages import (
@@ -24,6 +25,7 @@ from isentrope.control.stages import (
     Filter,
     Intervention,
     Probed,
+    Regenerate,
     Replay,
     Reward,
     RowEdit,
@@ -239,6 +241,7 @@ class Rolled:
     """What the rollout stages decided, for comparison; None where the intervention has no such stage."""
 
     request: ExtraRequest | None = None
+    branches: Branches | None = None
     temperature: Float[Tensor, "response token"] | None = None
     keep: Bool[Tensor, " response"] | None = None
     edit: RowEdit | None = None
@@ -264,9 +267,14 @@ class Outcome:
 
 
 def roll(link: Intervention | None, world: World, state: State, rng: RowRng) -> tuple[World, Rolled]:
-    """The rollout clock: extra samples, temperatures, score, reward, filter (dropped rows leave the loss), advantage, rows."""
+    """The rollout clock: drafts and branches, extra samples, temperatures, score, reward, filter (dropped rows leave the loss), advantage, rows."""
     needs = () if link is None else link.needs
-    world, rolled = world.scored(needs), Rolled()
+    drafted = drafts_of(world, link, state) if isinstance(link, Regenerate) else None
+    rolled = Rolled()
+    if drafted is not None and isinstance(link, Regenerate):
+        rolled = Rolled(branches=link.branches(drafted.seen, state, rng.child(0)))
+        world = branched(world, drafted, rolled.branches)
+    world = world.scored(needs)
     extra = None
     if isinstance(link, Extra):
         rolled = replace(rolled, request=link.extra(world.rollouts, world.progress, state))
@@ -296,6 +304,56 @@ def roll(link: Intervention | None, world: World, state: State, rng: RowRng) -> 
         rolled = replace(rolled, edit=link.rows(rollouts, None if extra is None else extra.rollouts, state, rng.child(0)))
         world = edited(world, extra, rolled.edit)
     return world, rolled
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What a link that re-generates is shown, and where in the world the drafts and the other responses stand."""
+
+    seen: Drafts
+    first: Int[Tensor, " response"]
+    others: Int[Tensor, " branch"]
+
+
+def fitting(link: Intervention | None) -> int:
+    """A number of responses to a prompt that `link` can make up: 4 unless it needs another."""
+    return next(samples for samples in (4, *range(2, 65)) if not isinstance(link, Regenerate) or not link.misfit(samples))
+
+
+def drafts_of(world: World, link: Regenerate, state: State) -> Drafted | None:
+    """The first responses of every group in the order of row ids, scored; None where the link cuts nothing, or cannot make up such groups."""
+    order = torch.argsort(world.rollouts.row_id)
+    groups = [order[world.rollouts.group[order] == value] for value in torch.unique(world.rollouts.group)]
+    samples = min(map(len, groups))
+    count = None if samples != max(map(len, groups)) or link.misfit(samples) else link.drafts(samples, world.progress, state)
+    if count is None:
+        return None
+    first, others = torch.cat([rows[:count] for rows in groups]), torch.cat([rows[count:] for rows in groups])
+    wanted = [Need(need.signal, policy="old") for need in link.needs if need.policy == "draft"]
+    rollouts = world.take(first).scored(wanted).rollouts
+    signals = {key.replace("old.", "draft.", 1): value for key, value in rollouts.signals.items()}
+    texts = {token: f"<{token}>" for token in range(world.old.shape[2])}
+    return Drafted(Drafts(replace(rollouts, signals=signals), samples - count, world.old.shape[1], texts), first, others)
+
+
+def branched(world: World, drafted: Drafted, branches: Branches) -> World:
+    """`world` with the other responses begun as `branches` says: what they took over is their parent's and out of the loss, the rest their own."""
+    rollouts, others, parent = world.rollouts, drafted.others, drafted.first[branches.parent]
+    position = torch.arange(world.old.shape[1])
+    kept, fresh = position < branches.cut[:, None], position == branches.cut[:, None]
+
+    def joined(value: Tensor) -> Tensor:
+        out = value.clone()
+        out[others] = torch.where(kept[..., None] if value.ndim == 3 else kept, value[parent], value[others])
+        return out
+
+    text, trained, origin = rollouts.completion_mask.clone(), rollouts.trained_mask.clone(), rollouts.origin.clone()
+    text[others] = kept | fresh | text[others]
+    trained[others] = ~kept & (fresh | trained[others])
+    origin[others] = torch.where(branches.cut > 0, ORIGINS.index("branch"), origin[others])
+    ids = joined(rollouts.completion_ids)
+    rollouts = replace(rollouts, completion_ids=ids, completion_mask=text, trained_mask=trained, origin=origin)
+    return replace(world, rollouts=rollouts, logits=joined(world.logits), old=joined(world.old), ref=joined(world.ref))
 
 
 def edited(world: World, extra: World | None, edit: RowEdit) -> World:
@@ -364,5 +422,5 @@ def lived(link: Intervention, *, updates: int = 2, seed: int = 0) -> State:
     """The state after some updates in worlds of their own."""
     state = link.init()
     for index in range(updates):
-        state = play(link, world(1000 + 17 * seed + index), state=state, rng=RowRng(seed=3, step=index)).state
+        state = play(link, world(1000 + 17 * seed + index, samples=fitting(link)), state=state, rng=RowRng(seed=3, step=index)).state
     return state

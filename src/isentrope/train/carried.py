@@ -11,13 +11,14 @@ from trl import GRPOConfig, GRPOTrainer
 
 from isentrope.control.objectives import Objective
 from isentrope.control.registry import build
-from isentrope.control.stages import Chain, Intervention, Sample
+from isentrope.control.stages import Chain, Filter, Intervention, Regenerate, Sample
 from isentrope.errors import UserError
 
 TESTED_TRL = ("1.16",)
 
 PRIVATE: Mapping[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("inputs",),
+    "_generate": ("prompts",),
     "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations"),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
     "_prepare_inputs": ("generation_batch",),
@@ -69,10 +70,36 @@ def refuse_options(args: GRPOConfig, chain: Chain) -> None:
     for option, active, way_out in REFUSED:
         if active(args):
             raise UserError(f"trl.{option}={getattr(args, option, None)!r} is not carried by isentrope's host ({way_out}).")
-    sampling = [key for key, link in zip(chain.keys, chain.links, strict=True) if isinstance(link, Sample)]
-    if sampling and (args.use_vllm or args.use_transformers_continuous_batching):
-        backend = "vLLM" if args.use_vllm else "continuous batching"
-        raise UserError(f"{', '.join(sampling)} sets a temperature per token while sampling, which {backend} gives no hook for. Use plain generation.")
+    backend = "vLLM" if args.use_vllm else "continuous batching" if args.use_transformers_continuous_batching else ""
+    for stage, what in ((Sample, "sets a temperature per token while sampling"), (Regenerate, "samples the responses of a group in two calls")):
+        sampling = [chain.keys[index] for index, _ in chain.having(stage)]
+        if sampling and backend:
+            raise UserError(f"{', '.join(sampling)} {what}, which {backend} gives no hook for. Use plain generation.")
+    for index, link in chain.having(Regenerate):
+        assert isinstance(link, Regenerate)
+        refuse_cutting(args, chain, chain.keys[index], link)
+
+
+def refuse_cutting(args: GRPOConfig, chain: Chain, key: str, link: Regenerate) -> None:
+    """Refuse groups that a link which re-generates cannot make up, or would not cut.
+
+    Raises UserError naming the link, the numbers and the way out.
+    """
+    samples = args.num_generations
+    if reason := link.misfit(samples):
+        raise UserError(f"{key}: {reason}")
+    beside = [chain.keys[index] for index, _ in chain.having(Sample)]
+    if beside:
+        raise UserError(f"{key} and {', '.join(beside)} both change how responses are sampled, and are not carried together. Drop one of them.")
+    refilling = [chain.keys[index] for index, one in chain.having(Filter) if isinstance(one, Filter) and one.rounds > 0]
+    if refilling:
+        raise UserError(f"{', '.join(refilling)} fills groups with plain responses, which {key} would not cut. Set rounds=0 there.")
+    rows = args.per_device_train_batch_size * args.steps_per_generation
+    if rows % samples:
+        raise UserError(
+            f"{key}: a group must lie on one process, and num_generations={samples} does not divide the {rows} rows of each "
+            f"(per_device_train_batch_size={args.per_device_train_batch_size} x steps_per_generation={args.steps_per_generation}). Change one of the three."
+        )
 
 
 def refuse_same_meaning(options: Mapping[str, Any], chain: Chain) -> None:

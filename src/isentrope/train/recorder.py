@@ -91,6 +91,9 @@ class TapeRecorder:
             self._batch[f"touch/{key}"] = float(_gathered_rows(trainer, hotter.sum(-1).float()).sum() / lengths.sum().clamp(min=1))
         for _, key in _links_with(trainer, "rows"):
             self._batch[f"touch/{key}"] = float(_gathered_rows(trainer, (rollouts.origin != 0).float()).mean())
+        if trainer.regeneration is not None:
+            key, found = trainer.regeneration.key, trainer.regeneration.figures
+            self._batch |= {f"touch/{key}": found["share"], **{f"cut/{key}/{name}": value for name, value in found.items()}}
         if self.tokens_every is not None and trainer.accelerator.is_main_process:
             self._samples(trainer, prompts, rollouts)
 
@@ -277,8 +280,8 @@ def share_removed(without: float, whole: float) -> float:
     return 1 - whole / without if without else math.nan
 
 
-def provenance(temperature: float, dtype: str, own_head: bool) -> dict[str, Provenance]:
-    """Provenance of every entropy column that this recorder writes."""
+def provenance(temperature: float, dtype: str, own_head: bool, cutting: str | None = None) -> dict[str, Provenance]:
+    """Provenance of every entropy column that this recorder writes. `cutting`: the link of the chain that re-generates."""
     common = {
         "estimator": "exact", "temperature": float(temperature), "truncation": None, "policy": "current", "mask": "trained",
         "unit": "nats", "dtype": dtype,
@@ -292,6 +295,10 @@ def provenance(temperature: float, dtype: str, own_head: bool) -> dict[str, Prov
     if own_head:
         found |= {"steps.S/mean": token_mean, "steps.N/mean": token_mean}
         found |= {f"tokens.{name}": single for name in ("entropy", "S", "N", "push")}
+    if cutting is not None:
+        old = common | {"policy": "old", "mask": "draft"}
+        found[f"steps.cut/{cutting}/entropy"] = Provenance(**old, aggregation="mean-over-cuts")
+        found[f"steps.cut/{cutting}/usual_entropy"] = Provenance(**old, aggregation="token-mean")
     return found
 
 

@@ -4,7 +4,8 @@ Runs after TRL has generated and scored a batch and before it shuffles and split
 the same, and edits its own rows.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from isentrope.control.advantages import trl_advantages
 from isentrope.control.stages import Advantage, Collect, Extra, ExtraRequest, Filter, Replay, Reward, RowEdit, Rows
 from isentrope.control.step import ORIGINS, Rollouts, pad_width
 from isentrope.errors import UserError
+from isentrope.measure.tokens import Signal
 from isentrope.train.batch import gather_rollouts, is_correct
 from isentrope.train.head import completion_signals
 from isentrope.train.replay import ReplayBuffer, Sampled, joined
@@ -107,16 +109,8 @@ class RolloutStages:
     # --- score
 
     def _score(self, output: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-        """The declared signals of the behaviour policy, in one pass without gradient."""
-        trainer, size = self.trainer, self.trainer.args.per_device_train_batch_size
-        input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
-        parts = []
-        with torch.no_grad(), trainer.accelerator.autocast():
-            for start in range(0, len(input_ids), size):
-                rows = slice(start, start + size)
-                parts.append(completion_signals(trainer.model_wrapped, input_ids[rows], attention[rows], mask[rows], self.old))
-        return {f"old.{signal.key}": torch.cat([part[signal.key] for part in parts]) for signal in self.old}
+        """The declared signals of the behaviour policy."""
+        return {f"old.{key}": value for key, value in policy_signals(self.trainer, output, mask, self.old).items()}
 
     # --- reward
 
@@ -144,15 +138,15 @@ class RolloutStages:
         kept_scores = trainer._scored
         prompts = [row["prompt"] for row in mine]
         prompt_lists, images, multimodal = trainer._tokenize_prompts(prompts)
-        with _temperature(trainer, temperature):
+        with generating(trainer, temperature=float(temperature)):
             ids, _ = GRPOTrainer._generate_single_turn(trainer, prompt_lists, images, multimodal, samples)
         texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
         completions = [[{"role": "assistant", "content": text}] if isinstance(prompt, list) else text for prompt, text in zip(prompts, texts, strict=True)]
         parts = trainer._calculate_rewards([dict(row) for row in mine], prompts, completions, ids)
         trainer._scored = kept_scores
         parts = parts[rank * share : (rank + 1) * share]
-        prompt_ids, prompt_mask = _padded(trainer, prompt_lists, left=True)
-        completion_ids, mask = _padded(trainer, ids, left=False)
+        prompt_ids, prompt_mask = padded(trainer, prompt_lists, left=True)
+        completion_ids, mask = padded(trainer, ids, left=False)
         local = Rollouts.of(
             mask,
             row_id=torch.arange(share, device=mask.device) + rank * share + _EXTRA_ROWS + trainer.generations * (1 << 20),
@@ -293,22 +287,36 @@ class RolloutStages:
             return trainer._get_per_token_logps_and_entropies(model, input_ids, attention, width, batch_size=trainer.args.per_device_train_batch_size)[0]
 
 
-class _temperature:
-    """TRL's generation at another temperature, restored on exit."""
-
-    def __init__(self, trainer: "IsentropeTrainer", temperature: float):
-        self.trainer, self.temperature = trainer, temperature
-
-    def __enter__(self) -> None:
-        config, kwargs = self.trainer.generation_config, self.trainer.generation_kwargs
-        self.before = (config.temperature, kwargs["temperature"])
-        config.temperature = kwargs["temperature"] = float(self.temperature)
-
-    def __exit__(self, *exception) -> None:
-        self.trainer.generation_config.temperature, self.trainer.generation_kwargs["temperature"] = self.before
+def policy_signals(trainer: "IsentropeTrainer", output: Mapping[str, Tensor], mask: Tensor, signals: Sequence[Signal]) -> dict[str, Tensor]:
+    """Signals of these completions under the weights of now, by key, in one pass without gradient."""
+    size = trainer.args.per_device_train_batch_size
+    input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+    parts = []
+    with torch.no_grad(), trainer.accelerator.autocast():
+        for start in range(0, len(input_ids), size):
+            rows = slice(start, start + size)
+            parts.append(completion_signals(trainer.model_wrapped, input_ids[rows], attention[rows], mask[rows], signals))
+    return {signal.key: torch.cat([part[signal.key] for part in parts]) for signal in signals}
 
 
-def _padded(trainer: "IsentropeTrainer", sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
+@contextlib.contextmanager
+def generating(trainer: "IsentropeTrainer", **options: float) -> Iterator[None]:
+    """TRL's generation with other options (temperature, max_new_tokens), restored on exit."""
+    config, kwargs = trainer.generation_config, trainer.generation_kwargs
+    before = {name: (getattr(config, name), kwargs[name]) for name in options}
+    for name, value in options.items():
+        setattr(config, name, value)
+        kwargs[name] = value
+    try:
+        yield
+    finally:
+        for name, (own, given) in before.items():
+            setattr(config, name, own)
+            kwargs[name] = given
+
+
+def padded(trainer: "IsentropeTrainer", sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
     """Token ids and bool mask of these sequences, padded on one side."""
     width = max(len(sequence) for sequence in sequences)
     ids = torch.full((len(sequences), width), trainer._tokenizer.pad_token_id, device=trainer.accelerator.device)

@@ -6,7 +6,7 @@ It writes no trainer: generation, rewards, data order, optimiser, distribution a
 `Rollouts` and `Step`, runs the rollout stages before TRL shuffles, surveys an update before its first slice, and calls the pure
 `policy_loss`. With an empty chain loss, gradients and weights equal stock TRL bit for bit. What it does not carry it refuses by name.
 
-Checked against TRL 1.16; it relies on these private methods: `_generate_and_score_completions`, `_generate_single_turn`,
+Checked against TRL 1.16; it relies on these private methods: `_generate_and_score_completions`, `_generate`, `_generate_single_turn`,
 `_calculate_rewards`, `_prepare_inputs`, `_compute_loss`, `_get_per_token_logps_and_entropies`, `_tokenize_prompts`, `_step`,
 `_buffered_inputs`.
 """
@@ -45,6 +45,7 @@ from isentrope.train.carried import built, check_host, objective_of, refuse_opti
 from isentrope.train.games import GameSpec
 from isentrope.train.head import attach_head, completion_signals
 from isentrope.train.prepare import prepare
+from isentrope.train.regenerate import regeneration
 from isentrope.train.rollout import RolloutStages
 from isentrope.train.state import pack_state, unpack_state
 from isentrope.train.turns import Player, per_token, read_turns, refuse_loops
@@ -131,11 +132,24 @@ class IsentropeTrainer(GRPOTrainer):
             optimizers=optimizers, quantization_config=quantization_config, peft_config=peft_config,
             tools=tools, rollout_func=rollout_func, environment_factory=environment_factory,
         )  # fmt: skip
+        if args is None:
+            refuse_options(self.args, chain)
+        self.take(chain, objective=objective, recorder=recorder, ledger=ledger, correct_at=correct_at, game=game)
+
+    def take(
+        self,
+        chain: Chain,
+        *,
+        objective: Objective | None = None,
+        recorder: Recorder | None = None,
+        ledger: Bookkeeper | None = None,
+        correct_at: float = 1.0,
+        game: GameSpec | None = None,
+    ) -> None:
+        """The second half of the constructor: what a GRPOTrainer that stands needs on top (`isentrope.attach` calls it too)."""
         self.player = None if game is None else Player(game)
         if self.player is not None:
             self.rollout_func = self.player
-        if args is None:
-            refuse_options(self.args, chain)
         self.chain = chain
         self.objective = objective_of(self.args) if objective is None else objective
         warn_of_idle(self.args, chain, self.objective)
@@ -150,6 +164,7 @@ class IsentropeTrainer(GRPOTrainer):
         self.last_learning_rate = float("nan")
         self._slice = 0
         self._rollout_stages = RolloutStages(self) if chain.links else None
+        self.regeneration = regeneration(self)
         self._temperatures: list[Tensor] = []
         self.rows: Sequence[Mapping[str, Any]] = ()  # of the data set, being generated
         self._scored: dict[str, Any] = {}
@@ -157,9 +172,6 @@ class IsentropeTrainer(GRPOTrainer):
         inside = [need.signal for need in chain.needs if need.policy == "current" and isinstance(need.signal, Request)]
         self.signals = _signals([signal for signal in wanted if not isinstance(signal, Request)] + inside)
         self.own_head = bool(wanted)
-        if self.own_head or ledger is not None:
-            base = self.accelerator.unwrap_model(self.model)
-            attach_head(base.get_base_model() if hasattr(base, "get_base_model") else base, self.temperature)
         self._surveys = any(isinstance(link, Survey) for link in chain.links)
         if self._surveys and self.args.gradient_accumulation_steps > self.args.steps_per_generation * self.num_iterations:
             raise UserError(
@@ -167,6 +179,9 @@ class IsentropeTrainer(GRPOTrainer):
                 f"{self.args.steps_per_generation * self.num_iterations}: an update would span several generations, which a survey over the "
                 f"update ({', '.join(chain.keys)}) cannot see in advance. Raise trl.steps_per_generation."
             )
+        if self.own_head or ledger is not None:
+            base = self.accelerator.unwrap_model(self.model)
+            attach_head(base.get_base_model() if hasattr(base, "get_base_model") else base, self.temperature)
         self.add_callback(_Clock(self))
 
     # --- positions and randomness
@@ -179,6 +194,10 @@ class IsentropeTrainer(GRPOTrainer):
         """Keys of this update (or of generation -1 - g when `step` is negative)."""
         return RowRng(self.args.seed, self.state.global_step if step is None else step)
 
+    def first_row(self, rows: int) -> int:
+        """The id of the first of this process's `rows` rows of the generation that comes."""
+        return (self.generations * self.accelerator.num_processes + self.accelerator.process_index) * rows
+
     def train(self, *args, **kwargs):
         prepare(self)
         return super().train(*args, **kwargs)
@@ -190,7 +209,15 @@ class IsentropeTrainer(GRPOTrainer):
         self._scored = {"rewards": rewards, "prompts": prompts, "completions": completions, "ids": completion_ids_list}
         return rewards
 
+    def _generate(self, prompts):
+        found = super()._generate(prompts)
+        if self.regeneration is None or not self.model.training:
+            return found
+        return (*found[:2], self.regeneration.masks(found[1]), *found[3:])  # the third is TRL's tool_mask
+
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        if self.regeneration is not None and self.model.training:
+            return self.regeneration.generate(prompt_ids, num_generations), None
         links = self.chain.having(Sample)
         if not links or not self.model.training:
             with self.sampling({"prompt_ids": prompt_ids}):
@@ -211,7 +238,11 @@ class IsentropeTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
+        if self.regeneration is not None:
+            output.pop("tool_mask")  # no turns: `trained_mask` says what was taken over
         rollouts = self._build_rollouts(output)
+        if self.regeneration is not None:
+            rollouts = self.regeneration.marked(rollouts)
         if self._rollout_stages is not None:
             rollouts, output = self._rollout_stages.run(inputs, rollouts, output)
         if self.recorder is not None:
@@ -220,8 +251,8 @@ class IsentropeTrainer(GRPOTrainer):
         return pack(rollouts, output)
 
     def _build_rollouts(self, output: Mapping[str, Tensor]) -> Rollouts:
-        rows, rank, world = len(output["prompt_ids"]), self.accelerator.process_index, self.accelerator.num_processes
-        row_id = torch.arange(rows, device=self.accelerator.device) + (self.generations * world + rank) * rows
+        rows, rank = len(output["prompt_ids"]), self.accelerator.process_index
+        row_id = torch.arange(rows, device=self.accelerator.device) + self.first_row(rows)
         parts = self._scored["rewards"][rank * rows : (rank + 1) * rows]
         mask = output["completion_mask"].bool()
         advantages = output["advantages"]

@@ -1,0 +1,176 @@
+"""The stage `regenerate` inside TRL's generation: some responses of every group, one pass that scores them, their cuts, and the rest from there.
+
+TRL asks once for all responses of a generation batch. Here that is two calls of its own generation. What a branch takes over stays in its row, so that
+rewards, lengths and truncation see the whole response, and is told to TRL as text that the policy did not write (`tool_mask`): TRL's own way of leaving
+tokens out of the loss and out of `num_items_in_batch`, on which every loss type divides. A row is never longer than `trl.max_completion_length`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from trl import GRPOTrainer
+
+from isentrope.control.cuts import Branches, Drafts, contexts
+from isentrope.control.stages import Regenerate
+from isentrope.control.step import ORIGINS, Rollouts
+from isentrope.errors import UserError
+from isentrope.train.rollout import generating, padded, policy_signals
+
+if TYPE_CHECKING:
+    from isentrope.train.trl import IsentropeTrainer
+
+_BRANCH = ORIGINS.index("branch")
+
+
+class Regeneration:
+    """Runs the link `index` of a trainer's chain.
+
+    kept: of every local row of the last generation, how many tokens it took over; None where nothing was cut.
+    figures: of the last generation, over all ranks (see `_figures`).
+    """
+
+    def __init__(self, trainer: "IsentropeTrainer", index: int, link: Regenerate):
+        self.trainer, self.index, self.link = trainer, index, link
+        self.kept: list[int] | None = None
+        self.figures: dict[str, float] = {}
+        self.wanted = [need.signal for need in trainer.chain.links[index].needs if need.policy == "draft"]
+        self._texts: dict[int, str] = {}
+        self._special = frozenset(trainer._tokenizer.all_special_ids)
+
+    @property
+    def key(self) -> str:
+        return self.trainer.chain.keys[self.index]
+
+    def generate(self, prompt_ids: Sequence[list[int]], samples: int) -> list[list[int]]:
+        """The responses to a local generation batch, whose rows stand group by group."""
+        trainer = self.trainer
+        first = self.link.drafts(samples, trainer.progress, trainer.chain_state[self.index])
+        if first is None:
+            self.kept, self.figures = None, {"share": 0.0}
+            return self._sampled(list(prompt_ids), samples)
+        early = [row for row in range(len(prompt_ids)) if row % samples < first]
+        late = [row for row in range(len(prompt_ids)) if row % samples >= first]
+        prompts = [prompt_ids[row] for row in early]
+        responses = self._sampled(prompts, first)
+        drafts = self._scored(early, prompts, responses, samples, first)
+        found = self.link.branches(drafts, trainer.chain_state[self.index], trainer.rng(-1 - trainer.generations).child(self.index))
+        self._check(found, drafts, len(late))
+        parents, cuts = found.parent.tolist(), found.cut.tolist()
+        begun = contexts([prompt_ids[row] for row in late], [responses[parent] for parent in parents], cuts)
+        with generating(trainer, max_new_tokens=drafts.longest - min(cuts)):
+            rest = self._sampled(begun, samples - first)
+        rest = [ids[: drafts.longest - cut] for ids, cut in zip(rest, cuts, strict=True)]
+        whole: list[list[int]] = [[] for _ in prompt_ids]
+        self.kept = [0] * len(prompt_ids)
+        for row, ids in zip(early, responses, strict=True):
+            whole[row] = ids
+        for row, parent, cut, ids in zip(late, parents, cuts, rest, strict=True):
+            whole[row], self.kept[row] = [*responses[parent][:cut], *ids], cut
+        self.figures = self._figures(drafts, found, sum(map(len, responses)), sum(map(len, rest)))
+        return whole
+
+    def masks(self, completion_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """1 where the response was sampled, 0 where it was taken over: TRL's `tool_mask`."""
+        kept = [0] * len(completion_ids) if self.kept is None else self.kept
+        return [[0] * cut + [1] * (len(ids) - cut) for cut, ids in zip(kept, completion_ids, strict=True)]
+
+    def marked(self, rollouts: Rollouts) -> Rollouts:
+        """The rollouts with their origin, and what was taken over out of the loss."""
+        if self.kept is None:
+            return rollouts
+        kept = torch.tensor(self.kept, device=rollouts.row_id.device)
+        position = torch.arange(rollouts.trained_mask.shape[1], device=kept.device)
+        trained = rollouts.trained_mask & (position >= kept[:, None])
+        return replace(rollouts, trained_mask=trained, origin=torch.where(kept > 0, _BRANCH, rollouts.origin))
+
+    # --- parts
+
+    def _sampled(self, prompt_ids: list[list[int]], samples: int) -> list[list[int]]:
+        with self.trainer.sampling({"prompt_ids": prompt_ids}):
+            return GRPOTrainer._generate_single_turn(self.trainer, prompt_ids, None, {}, samples)[0]
+
+    def _scored(self, rows: list[int], prompts: Sequence[list[int]], responses: Sequence[list[int]], samples: int, first: int) -> Drafts:
+        """The drafts with their signals, by one pass without gradient; ids of rows and groups are those that the batch will have."""
+        trainer = self.trainer
+        total = len(rows) // first * samples
+        prompt_ids, prompt_mask = padded(trainer, prompts, left=True)
+        ids, mask = padded(trainer, responses, left=False)
+        text = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask.long(), "completion_ids": ids, "completion_mask": mask.long()}
+        signals = policy_signals(trainer, text, mask, self.wanted)
+        row_id = trainer.first_row(total) + torch.tensor(rows, device=mask.device)
+        rollouts = Rollouts.of(
+            mask, row_id=row_id, group=row_id // samples, completion_ids=ids, truncated=trainer.truncated(responses),
+            sampling_temperature=torch.full(mask.shape, float(trainer.temperature), device=mask.device),
+            signals={f"draft.{key}": value for key, value in signals.items()},
+        )  # fmt: skip
+        for token in {token for response in responses for token in response} - self._texts.keys():
+            self._texts[token] = trainer.processing_class.decode([token])
+        return Drafts(rollouts, samples - first, trainer.max_completion_length, self._texts, self._special)
+
+    def _check(self, found: Branches, drafts: Drafts, missing: int) -> None:
+        """What a link answers must be as many branches as are missing, each of its own group, and cut inside a draft."""
+        group, lengths = drafts.rollouts.group, drafts.rollouts.lengths
+        if len(found.parent) == missing == len(found.cut):
+            own = torch.unique_consecutive(group).repeat_interleave(drafts.missing)
+            inside = (found.cut >= 0) & (found.cut < lengths[found.parent].clamp(max=drafts.longest))
+            if bool((inside | (found.cut == 0)).all()) and torch.equal(group[found.parent], own):
+                return
+        raise ValueError(
+            f"{self.key}: the stage regenerate must name {missing} branches, {drafts.missing} for each group in the order of the drafts, each cut inside a "
+            f"draft of its group. Got {len(found.parent)} parents and {len(found.cut)} cuts."
+        )
+
+    def _figures(self, drafts: Drafts, found: Branches, first: int, second: int) -> dict[str, float]:
+        """Over all ranks: share of responses that are branches; mean share of the parent that they keep; entropy at the cuts and over all drafts, nats;
+        tokens sampled by either call, scored, and taken over."""
+        trainer, real = self.trainer, found.cut > 0
+        parent, cut, mask = found.parent[real], found.cut[real], drafts.rollouts.trained_mask
+        entropy = drafts.rollouts.signals.get("draft.entropy")
+        none = torch.zeros_like(mask, dtype=torch.float32)
+        value = none if entropy is None else entropy
+        sums = torch.stack(
+            [
+                real.sum(), (cut / drafts.rollouts.lengths[parent].clamp(min=1)).sum(), value[parent, cut].sum(), torch.where(mask, value, 0.0).sum(),
+                mask.sum(), found.cut.sum(), torch.tensor(first, device=mask.device), torch.tensor(second, device=mask.device),
+                torch.tensor(len(found.cut) + len(mask), device=mask.device),
+            ]
+        ).double()  # fmt: skip
+        branches, kept, at_cuts, everywhere, scored, taken, first, second, rows = trainer.accelerator.reduce(sums, reduction="sum").tolist()
+        entropies = {} if entropy is None else {"entropy": _over(at_cuts, branches), "usual_entropy": _over(everywhere, scored)}
+        counts = {"first_tokens": first, "second_tokens": second, "scored_tokens": scored, "kept_tokens": taken}
+        for name, value in counts.items():
+            trainer._metrics["train"][f"isentrope/regenerate/{name}"].append(value)
+        return {"share": branches / rows, "kept": _over(kept, branches), **entropies, **counts}
+
+
+def _over(total: float, count: float) -> float:
+    return total / count if count else math.nan
+
+
+def regeneration(trainer: "IsentropeTrainer") -> Regeneration | None:
+    """The stage of this trainer's chain, if a link has it.
+
+    Raises UserError naming the link for what it does not reach.
+    """
+    found = trainer.chain.having(Regenerate)
+    if not found:
+        return None
+    index, link = found[0]
+    assert isinstance(link, Regenerate)
+    refuse(trainer, trainer.chain.keys[index])
+    return Regeneration(trainer, index, link)
+
+
+def refuse(trainer: "IsentropeTrainer", key: str) -> None:
+    """Refuse text that is not one answer to one prompt (options are refused in `carried`).
+
+    Raises UserError naming the link and what it does not go with.
+    """
+    loop = "tools or an environment" if trainer.tools else "a rollout function or a game" if trainer.rollout_func is not None else ""
+    if loop:
+        raise UserError(f"{key} cuts responses of one turn, and {loop} samples turns of its own. Drop one of them.")
+    if trainer._is_vlm:
+        raise UserError(f"{key} goes on from a cut response, which is carried for text alone; this model reads images.")
