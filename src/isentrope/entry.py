@@ -23,10 +23,11 @@ def cost(link: Intervention) -> dict[str, Any]:
     """What a link adds to an update beside the forward and backward that are there anyway, told from its stages and signals.
 
     forwards_per_generation: passes over the generation batch without gradient (the signals of the policy that sampled).
+    forwards_over_drafts: such passes over the responses of a generation that are sampled first.
     forwards_per_update: passes over the whole update without gradient; 0 where it is one slice on one process.
     generated: responses or tokens that are sampled in addition. Links of a chain share each pass.
     """
-    stages, old = stages_of(link), any(need.policy == "old" for need in link.needs)
+    stages, old, drafts = stages_of(link), *(any(need.policy == policy for need in link.needs) for policy in ("old", "draft"))
     generated = []
     asked = link.probe() if isinstance(link, Select) else None
     if asked is not None:
@@ -38,6 +39,12 @@ def cost(link: Intervention) -> dict[str, Any]:
         rounds = link.__dict__.get("rounds", type(link).__dict__.get("rounds"))
         generated.append("none" if rounds == 0 else f"up to {rounds} times the responses of the groups that it drops")
     words = ["one forward without gradient per generation, which scores the signals of the policy that sampled"] if old else []
+    if "regenerate" in stages:
+        words += ["one forward without gradient per generation over the responses that are sampled first"] if drafts else []
+        words.append(
+            "a second call of the sampler, which reads again what a branch took over; both calls' tokens are counted as isentrope/regenerate/first_tokens "
+            "and second_tokens, what is taken over is not sampled again"
+        )
     if "survey" in stages:
         words.append("one forward without gradient per update where that has several slices or processes")
     if "sample" in stages:
@@ -49,6 +56,7 @@ def cost(link: Intervention) -> dict[str, Any]:
         words.append("rows that are replaced are scored again where the signals or log-probs of the policy that sampled are kept")
     return {
         "forwards_per_generation": int(old),
+        "forwards_over_drafts": int(drafts),
         "forwards_per_update": int("survey" in stages),
         "generated": "; ".join(item for item in generated if item != "none") or None,
         "text": "; ".join(words) or "none: no forward, no generated token",
@@ -77,6 +85,8 @@ def vllm(link: Intervention) -> str:
     stages = stages_of(link)
     if "sample" in stages:
         return "refused, because it needs a hook on every decoding step"
+    if "regenerate" in stages:
+        return "refused, because responses that go on from a cut go through transformers' generate"
     if "extra" in stages:
         return "refused, because extra rollouts at another temperature go through transformers' generate"
     return "works"

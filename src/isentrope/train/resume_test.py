@@ -31,3 +31,16 @@ def test_ten_killed_runs_resume_exactly(preset):
 def test_a_killed_run_with_controllers_resumes_exactly():
     chain = "control=[siren, hapo, clip-cov]"
     assert "4 of 4 resumed exactly" in kill("control-check", 4, "--set", chain)
+
+
+SAMPLED = {
+    "cure": "control=[{name: cure, n2: 1, top_k: 5, characters: 1, until: 8}]",  # a generation feeds eight updates: one is cut, the next is plain
+    "spear": "control=[{name: spear, replayed: 8, baseline: 64, max_age: 20, rise: 10}]",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_killed_run_that_samples_by_itself_or_replays_resumes_exactly(name):
+    """Saves every five updates, so most kills fall between checkpoints, in the middle of what one generation feeds."""
+    assert "3 of 3 resumed exactly" in kill("control-check", 3, "--steps", "18", "--save", "5", "--set", SAMPLED[name])
