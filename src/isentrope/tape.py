@@ -2,8 +2,9 @@
 
     DIR/tape/TABLE/part-SSSSSSSS.parquet     rows of TABLE up to step SSSSSSSS; a second part of one step is part-SSSSSSSS-1, ...
 
-Tables: steps (one row per update), tokens and samples (a keyed sample), evals, events, answers (one row per held-out prompt and
-evaluation), ledger (one row per ledger), ledger_parts and ledger_tokens (who moved entropy); their columns stand in `COLUMNS`, and a run may add others.
+Tables: steps (one row per update), tokens and samples (a keyed sample), turns (of the samples that have several), evals, events, answers
+(one row per held-out prompt and evaluation), ledger (one row per ledger), ledger_parts and ledger_tokens (who moved entropy); their columns
+stand in `COLUMNS`, and a run may add others.
 A part is written under a hidden name, synced and renamed, so a killed process leaves no half part, and a full disk leaves the parts as
 they were and the rows in memory. Every page carries a checksum, and every part the provenance of its columns.
 DuckDB reads the parts as they are: `SELECT * FROM read_parquet('DIR/tape/steps/*.parquet', union_by_name = true)`.
@@ -46,6 +47,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "samples": {
         "step": _WHOLE, "row_id": _WHOLE, "group": _WHOLE, "prompt": _TEXT, "completion": _TEXT, "reward": _REAL, "correct": _REAL,
         "truncated": _FLAG, "answer": _TEXT, "length": _WHOLE, "advantage": _REAL, "entropy": _REAL, "origin": _TEXT},
+    "turns": {
+        "step": _WHOLE, "row_id": _WHOLE, "group": _WHOLE, "turn": _WHOLE, "tokens": _WHOLE, "action": _TEXT, "reply": _TEXT, "ending": _TEXT,
+        "advantage": _REAL, "reward": _REAL, "correct": _REAL},
     "evals": {"step": _WHOLE, "metric": _TEXT, "value": _REAL, "low": _REAL, "high": _REAL, "prompts": _WHOLE, "samples": _WHOLE},
     "events": {"step": _WHOLE, "level": _TEXT, "kind": _TEXT, "message": _TEXT},
     "answers": {

@@ -172,7 +172,7 @@ def test_duckdb_reads_the_parts_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("table", "rows", "words"),
     [
-        ("step", [{"step": 1}], "unknown table 'step'; tables are steps, tokens, samples, evals, events, answers, ledger"),
+        ("step", [{"step": 1}], "unknown table 'step'; tables are steps, tokens, samples, turns, evals, events, answers, ledger"),
         ("step", [{"step": 1}], "ledger_parts, ledger_tokens. Did you mean 'steps'?"),
         ("steps", [{"loss": 1.0}], "every row of steps needs a whole 'step' >= 0. Got columns loss"),
         ("steps", [{"step": 1.5}], "Got step 1.5"),
@@ -273,7 +273,18 @@ def test_truncating_drops_buffered_rows_too(tmp_path):
     writer.append("tokens", {"step": [1, 2, 3]})
     writer.append("events", [{"step": 3, "kind": "x"}])
     assert writer.truncate_after(2) == 2
-    assert writer.buffered == {"steps": 0, "tokens": 2, "samples": 0, "evals": 0, "events": 0, "answers": 0, "ledger": 0, "ledger_parts": 0, "ledger_tokens": 0}
+    assert writer.buffered == {
+        "steps": 0,
+        "tokens": 2,
+        "samples": 0,
+        "turns": 0,
+        "evals": 0,
+        "events": 0,
+        "answers": 0,
+        "ledger": 0,
+        "ledger_parts": 0,
+        "ledger_tokens": 0,
+    }
     assert writer.flush() == [tmp_path / "tape" / "tokens" / "part-00000002.parquet"]
 
 
@@ -422,7 +433,18 @@ def test_full_disk_keeps_rows_in_memory_and_parts_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(tape, "write_bytes_atomic", refuse_tokens)
     with pytest.raises(TapeError, match=r"tokens/part-00000002\.parquet cannot be written: No space left on device"):
         writer.flush(2)
-    assert writer.buffered == {"steps": 0, "tokens": 2, "samples": 0, "evals": 0, "events": 0, "answers": 0, "ledger": 0, "ledger_parts": 0, "ledger_tokens": 0}
+    assert writer.buffered == {
+        "steps": 0,
+        "tokens": 2,
+        "samples": 0,
+        "turns": 0,
+        "evals": 0,
+        "events": 0,
+        "answers": 0,
+        "ledger": 0,
+        "ledger_parts": 0,
+        "ledger_tokens": 0,
+    }
     found = Tape.read(tmp_path)
     assert found.steps.head(1).equals(before)
     assert found.tokens.height == 0

@@ -15,6 +15,7 @@ from isentrope.explain.alarms import Push
 from isentrope.measure.tokens import Discriminant, Entropy, ExpectedDiscriminant, MaxProb, Signal, TargetProb
 from isentrope.provenance import Provenance
 from isentrope.tape import TapeWriter
+from isentrope.train.turn_figures import turn_counts, turn_means, turn_rows, turn_sums
 
 if TYPE_CHECKING:
     from isentrope.train.trl import IsentropeTrainer
@@ -84,6 +85,9 @@ class TapeRecorder:
             "truncated/share": float(_gathered_rows(trainer, rollouts.truncated.float()).mean()),
             "tokens": float(lengths.sum()),
         }
+        turns = _gathered_rows(trainer, turn_counts(rollouts).float())
+        if float(turns.max()):
+            self._batch |= {"turns/mean": float(turns.mean()), "turns/most": float(turns.max())}
         for index, name in enumerate(trainer.reward_func_names):
             self._batch[f"reward/part/{name}"] = _nanmean(_gathered_rows(trainer, rollouts.reward_parts[:, index].contiguous()))
         hotter = rollouts.completion_mask & (rollouts.sampling_temperature != float(trainer.temperature))
@@ -118,6 +122,8 @@ class TapeRecorder:
                 sums[name] += float(step.signals[key][mask].sum())
         for key, touched in observed.touched.items():
             sums[f"touch/{key}"] += float(touched.sum())
+        for key, value in turn_sums(step, step.signals["current.entropy"], observed.weight, int(self._batch.get("turns/most", 0))).items():
+            sums[key] += value
         for index, key in enumerate(trainer.chain.keys):
             for name, value in ({} if stats is None or stats.links[index] is None else stats.links[index].scalars).items():
                 self._link[f"link/{key}/{name}"] = float(value)
@@ -139,6 +145,7 @@ class TapeRecorder:
             if key in sums:
                 row[key] = sums[key] / tokens
         row["ratio/max"] = self._ratio_max
+        row |= turn_means(sums)
         for key in trainer.chain.keys:
             row[f"touch/{key}"] = max(sums.get(f"touch/{key}", 0.0) / tokens, self._batch.get(f"touch/{key}", 0.0))
         for key, (without, whole) in self._removed.items():
@@ -200,7 +207,9 @@ class TapeRecorder:
         step = trainer.state.global_step + 1
         if not any((step - 1 + offset) % self.tokens_every == 0 for offset in range(_updates_per_generation(trainer))):
             return
-        rows = []
+        rows, turns = [], []
+        episodes = () if trainer.player is None else trainer.player.episodes
+        decode = lambda ids: trainer._tokenizer.decode(ids, skip_special_tokens=True)  # noqa: E731
         for row in chosen:
             rows.append({
                 "step": step, "row_id": int(rollouts.row_id[row]), "group": int(rollouts.group[row]), "prompt": prompts[row],
@@ -209,8 +218,12 @@ class TapeRecorder:
                 "advantage": float(rollouts.token_advantage()[row].sum() / rollouts.trained_mask[row].sum().clamp(min=1)),
                 "origin": ORIGINS[int(rollouts.origin[row])],
             })  # fmt: skip
+            about = {name: rows[-1][name] for name in ("step", "row_id", "group", "reward", "correct")}
+            turns += [about | turn for turn in turn_rows(rollouts, row, episodes, decode)]
         if rows:
             self.writer.append("samples", rows)
+        if turns:
+            self.writer.append("turns", turns)
 
     def _tokens(self, trainer: "IsentropeTrainer", step: Step, stats: ChainStats | None, result: LossResult) -> None:
         state, rng = trainer.chain_state, trainer.rng()
@@ -237,6 +250,8 @@ class TapeRecorder:
             "ratio": pick(result.observed.ratio), "advantage": pick(step.advantage), "weight": pick(result.observed.weight),
             "push": pick(push), "correct": rollouts.correct[row].tolist(),
         }  # fmt: skip
+        if rollouts.turn is not None:
+            columns["turn"] = rollouts.turn[row, position].tolist()
         for key, touched in result.observed.touched.items():
             columns[f"link/{key}"] = touched[row, position].tolist()
         self.writer.append("tokens", columns)

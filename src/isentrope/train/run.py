@@ -42,6 +42,7 @@ from isentrope.train.ledger import provenance as ledger_provenance
 from isentrope.train.recorder import TapeRecorder, provenance
 from isentrope.train.shift import ENTROPIES, support_figures
 from isentrope.train.trl import IsentropeTrainer, host_state_name
+from isentrope.train.turn_figures import turn_provenance
 
 PACKAGES = ("isentrope", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "numpy", "polars", "reasoning-gym")
 MARK = "run.json"
@@ -330,7 +331,9 @@ class Run:
 
     def provenance(self, dtype: str) -> dict:
         books = {} if self.ledger is None else ledger_provenance(self.args.temperature)
-        return provenance(self.args.temperature, dtype, self.trainer.own_head) | self.eval_provenance(dtype) | books
+        books |= {} if self.task.game is None else turn_provenance(self.task.game.turns, self.args.temperature, dtype)
+        cutting = None if self.trainer.regeneration is None else self.trainer.regeneration.key
+        return provenance(self.args.temperature, dtype, self.trainer.own_head, cutting) | self.eval_provenance(dtype) | books
 
     def eval_provenance(self, dtype: str) -> dict:
         from isentrope.provenance import Provenance
