@@ -316,13 +316,13 @@ def aggregate(
     if mode == "seq-mean-token-mean":
         tokens = counted.sum(-1).clamp(min=1.0)
         rows = rows / (tokens.to(rows.dtype) + epsilon if epsilon else tokens)
-    elif mode == "seq-mean-token-sum-norm":
-        rows = rows / length
     if row_divisor is not None:
-        return rows.sum() / row_divisor
-    if empty_rows == "count":
-        return rows.mean() / accumulation
-    return rows.sum() / mask.any(-1).sum().clamp(min=1) / accumulation
+        mean = rows.sum() / row_divisor
+    elif empty_rows == "count":
+        mean = rows.mean() / accumulation
+    else:
+        mean = rows.sum() / mask.any(-1).sum().clamp(min=1) / accumulation
+    return mean / length if mode == "seq-mean-token-sum-norm" else mean  # last: verl's order, which bit equality needs
 
 
 def _token_divisor(counted: Tensor, divisor: Tensor | float | None, kept_share: Tensor | None) -> Tensor | float:

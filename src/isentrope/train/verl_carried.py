@@ -1,4 +1,4 @@
-"""What this host carries of verl and what it refuses by name, before anything is trained."""
+"""What the verl host carries of verl and of our interventions, and what it refuses by name. Importable without verl."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,8 @@ from isentrope.control.objectives import Mode, Objective
 from isentrope.control.registry import build
 from isentrope.control.requests import Request
 from isentrope.control.stages import Chain, Intervention, stages_of
-from isentrope.control.step import Need
 from isentrope.errors import UserError
+from isentrope.measure.signals import Signal
 
 TESTED_VERL = ("0.9.1",)
 
@@ -32,8 +32,8 @@ NOT_CARRIED: Mapping[str, str] = {
     "collect": "keeps a memory of the prompts over generations, which verl's estimator could not save with its checkpoint",
 }
 
-SIGNALS = frozenset({"log_prob", "p", "S", "entropy"})
-"""Signals of the current and the old policy: verl computes log-probs and entropy; p and S = p (ln p + H) follow from them."""
+DERIVED = frozenset({"log_prob", "p", "S", "entropy"})
+"""Signals that follow from the two that verl computes: p, and S = p (ln p + H). Others are computed from the logits of verl's engine."""
 
 
 def check_version() -> None:
@@ -79,8 +79,8 @@ def built(chain: Sequence[str | Mapping[str, Any] | Intervention], where: str) -
 
     Raises UserError for an unknown name or parameter, naming the key `where` it stands.
     """
-    if isinstance(chain, str) or not isinstance(chain, Sequence):
-        raise UserError(f"{where}.chain must be a list of names and of mappings with a name, such as [clip-cov, {{name: siren, coef: 0.01}}]. Got {chain!r}.")
+    if isinstance(chain, str | Mapping) or not isinstance(chain, Sequence):
+        raise UserError(f"{where}.chain must be a list of names and of mappings with a name, as [clip-cov, {{name: steer, alpha: 2}}]. Got {chain!r}.")
     try:
         return build(chain)
     except (ValueError, TypeError) as error:
@@ -97,13 +97,13 @@ def why_not(link: Intervention) -> tuple[str, ...]:
     if not reasons and stages & {"reward", "advantage"} and stages - ADVANTAGE_STAGES:
         there = ", ".join(sorted(stages - ADVANTAGE_STAGES))
         reasons.append(f"stages {', '.join(sorted(stages & {'reward', 'advantage'}))} and {there}: verl runs them in two processes that share no state")
-    return (*reasons, *(f"signal {need.key}: {reason}" for need in link.needs if (reason := _missing(need))))
+    inside = [need.key for need in link.needs if isinstance(need.signal, Request)]
+    return (*reasons, *(f"signal {key}: it is of the network's inside, of which verl's engine hands on the logits only" for key in inside))
 
 
-def _missing(need: Need) -> str:
-    if isinstance(need.signal, Request):
-        return "verl hands its loss nothing of the network's inside"
-    return "" if need.signal.key in SIGNALS else "verl hands on log-probs and entropy, and no logits from which to compute it"
+def from_logits(chain: Chain, policy: str) -> tuple[Signal, ...]:
+    """The signals of this policy ("current" or "old") that the host computes itself, from the logits."""
+    return tuple(need.signal for need in chain.needs if need.policy == policy and need.signal.key not in DERIVED)
 
 
 def side(link: Intervention) -> str:
@@ -192,6 +192,11 @@ def refuse_options(actor: Any, chain: Chain) -> None:
         raise UserError(
             f"{', '.join(chain.keys)} needs the entropy of every token, and verl computes it only when told to. "
             "Add actor_rollout_ref.actor.calculate_entropy=True."
+        )
+    if actor.use_fused_kernels and (extra := [*from_logits(chain, "current"), *from_logits(chain, "old")]):
+        raise UserError(
+            f"{', '.join(chain.keys)} needs {', '.join(signal.key for signal in extra)}, which is computed from logits, and verl's fused kernels hold none. "
+            "Set actor_rollout_ref.model.use_fused_kernels=False."
         )
     if actor.strategy not in ("fsdp", "fsdp2"):
         raise UserError(f"actor_rollout_ref.actor.strategy must be fsdp or fsdp2 with a chain. Got {actor.strategy!r}, which is not tested with this host.")

@@ -13,7 +13,7 @@ verl imports this module in every process (the variable above, or the entry poin
 - prints one line. A process without that line runs plain verl.
 
 It writes no trainer: rollouts, rewards, data order, optimiser, distribution, checkpoints and logging are verl's. With an empty chain loss and
-gradients equal verl's own for every `loss_agg_mode`. What it does not carry it refuses by name (`carried.why_not`).
+gradients equal verl's own for every `loss_agg_mode`. What it does not carry it refuses by name (`isentrope.train.verl_carried.why_not`).
 Tested with verl 0.9.1, its v1 trainer, strategies fsdp and fsdp2.
 """
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isentrope import __version__
-from isentrope.train.verl.carried import check_parameters, check_version
+from isentrope.train.verl_carried import check_parameters, check_version
 
 
 def _install() -> None:

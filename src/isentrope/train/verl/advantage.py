@@ -21,7 +21,7 @@ from isentrope.control.stages import Advantage, Chain, Reward, advance
 from isentrope.control.step import Progress, Rollouts, State
 from isentrope.errors import UserError
 from isentrope.train.verl.batch import groups, response_field, signals_of, turns
-from isentrope.train.verl.carried import ALGORITHM, built, refuse_links
+from isentrope.train.verl_carried import ALGORITHM, built, refuse_links
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """From verl's tensors to `Rollouts` and `Step`. verl keeps responses as nested tensors without padding; a loss sees them padded on the right."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from isentrope.control.step import Normaliser, Progress, Rollouts, Step
 from isentrope.errors import UserError
+from isentrope.train.verl.logits import CURRENT, OLD
 
 ROW = "isentrope_row"
 """The field that numbers the rows of an update, put in before verl cuts it into micro-batches."""
@@ -63,11 +65,18 @@ def step_of(
         ref_log_probs=response_field(data, "ref_log_prob", mask),
         sampling_log_probs=response_field(data, "rollout_log_probs", mask),
         turn=turns(mask),
-        signals=signals_of("old", old_log_probs, response_field(data, "entropy", mask)),
+        signals=signals_of("old", old_log_probs, response_field(data, "entropy", mask)) | _own(OLD, "old", data, data),
     )
     entropy = given.model_output.get("entropy")
     signals = signals_of("current", log_probs.detach(), None if entropy is None else no_padding_2_padding(entropy, data))
+    signals |= _own(CURRENT, "current", given.model_output, data)
     return Step(rollouts=rollouts, log_probs=log_probs, signals=signals, progress=progress, normaliser=normaliser)
+
+
+def _own(prefix: str, policy: str, fields: Any, data: TensorDict) -> dict[str, Tensor]:
+    """The signals that `logits` computed, cut to the response."""
+    keys = [key for key in fields.keys() if isinstance(key, str) and key.startswith(prefix)]  # noqa: SIM118
+    return {f"{policy}.{key.removeprefix(prefix)}": no_padding_2_padding(fields[key], data) for key in keys}
 
 
 def signals_of(policy: str, log_probs: Tensor, entropy: Tensor | None) -> dict[str, Tensor]:
@@ -143,6 +152,6 @@ def moved(value: Any, device: torch.device | str) -> Any:
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: moved(item, device) for key, item in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{item.name: moved(getattr(value, item.name), device) for item in fields(value)})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: moved(getattr(value, item.name), device) for item in dataclasses.fields(value)})
     return value

@@ -36,7 +36,7 @@ from isentrope.control.step import Progress, RowRng, State, Stats, Step, join_st
 from isentrope.errors import UserError
 from isentrope.train.state import pack_state, unpack_state
 from isentrope.train.verl.batch import ROW, Given, moved, normaliser_of, step_of
-from isentrope.train.verl.carried import LOSS, built, objective_of, refuse_links, refuse_options
+from isentrope.train.verl_carried import LOSS, built, objective_of, refuse_links, refuse_options
 
 _GIVEN: contextvars.ContextVar[Given | None] = contextvars.ContextVar("isentrope_given", default=None)
 

@@ -10,8 +10,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import TrainingWorker
 
 from isentrope.errors import UserError
-from isentrope.train.verl.carried import LOSS
 from isentrope.train.verl.control import Control, control_of
+from isentrope.train.verl.logits import with_signals
+from isentrope.train.verl_carried import LOSS, from_logits
 
 
 class ControlledWorker(TrainingWorker):
@@ -25,9 +26,14 @@ class ControlledWorker(TrainingWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def set_loss_fn(self, loss_fn):
         super().set_loss_fn(loss_fn)
+        if self.control is not None:
+            raise UserError("this worker has its chain already; verl sets a loss once.")
         self.control = _control_in(loss_fn)
         if self.control is not None:
-            self.engine.train_batch = functools.partial(self.control.train_batch, type(self.engine).train_batch.__get__(self.engine), self.engine)
+            self.engine.train_batch = functools.partial(self.control.train_batch, self.engine.train_batch, self.engine)
+            current, old = (from_logits(self.control.chain, policy) for policy in ("current", "old"))
+            if current or old:
+                with_signals(self.engine, current, old)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_mini_batch(self, data):
