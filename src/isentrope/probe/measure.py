@@ -7,7 +7,7 @@ held, and [token, vocab] logits never are. Nothing is sampled and nothing is gen
 import importlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,9 @@ MIN_RANKS = 20
 """Eigenvalues above 0 that alpha's fit, which begins at rank 12, is given at least."""
 TRIAL = 16
 """Tokens that the model's architecture is tried on before the text is read."""
+LENS = ("lens", "lens_low", "lens_high", "lens_normed", "lens_normed_low", "lens_normed_high", "lens_surprise")
+PARTS = ("heads", "layers", "lens")
+"""What is measured beside the tokens: attention, the residual stream, and what the logit lens reads of the stream (needs "layers")."""
 SIGNALS: tuple[Signal, ...] = (Entropy(), Varentropy(), Discriminant(), ExpectedDiscriminant(), LogProb(grad=False), TargetProb(), MaxProb(), Rank())
 
 Progress = Callable[[str], None]
@@ -64,10 +67,13 @@ class Measurement:
 
 
 @torch.no_grad()
-def measure(loaded: LoadedModel, text: str, *, source: str, window: int | None = None, progress: Progress | None = None) -> Measurement:
+def measure(
+    loaded: LoadedModel, text: str, *, source: str, window: int | None = None, parts: Collection[str] = PARTS, progress: Progress | None = None
+) -> Measurement:
     """Measures `text`, which came from `source`, under a model.
 
-    window: tokens read at once; None is the model's context, at most WINDOW. Raises TextError for a text of which no token can be
+    window: tokens read at once; None is the model's context, at most WINDOW. parts: what is measured beside the tokens, of PARTS; the tables
+    of the others are empty, and without "lens" its columns are missing. Raises TextError for a text of which no token can be
     predicted or a window that does not fit, UserError for a model whose head is not read here.
     """
     began, say = time.monotonic(), progress or (lambda _: None)
@@ -81,16 +87,19 @@ def measure(loaded: LoadedModel, text: str, *, source: str, window: int | None =
     _check_vocabulary(tokens, model.get_input_embeddings().weight.shape[0])
     check_head(model, head, trial)
     missing: dict[str, str] = {}
+    stream = None
+    missing |= {part: "not asked for" for part in ("heads", "layers") if part not in parts}
     try:
-        stream = stream_of(model, trial)
-        if stream.width != head.weight.shape[1]:
+        stream = stream_of(model, trial) if "layers" in parts else None
+        if stream is not None and stream.width != head.weight.shape[1]:
             raise StreamError(f"{type(model).__name__} projects its stream from {stream.width} to {head.weight.shape[1]} components before its LM head")
     except StreamError as error:
         stream, missing["layers"] = None, f"{error}."
     first = 0 if tokens.prefix else 1
     predicted = len(tokens.ids) - first
-    reader = _Reader(model, head, tokens, first, stream, every=math.ceil(predicted / LENS_TOKENS))
-    with _attention_of(model, trial, missing) as recorded:
+    every = max(1, math.ceil(predicted / LENS_TOKENS)) if "lens" in parts else None
+    reader = _Reader(model, head, tokens, first, stream, every=every)
+    with _attention_of(model, trial, missing) if "heads" in parts else nullcontext() as recorded:
         for at, part in enumerate(plan, start=1):
             say(f"window {at} of {len(plan)}: tokens {part.start + 1:,} to {part.stop:,} of {len(tokens.ids):,}")
             reader.read(part)
@@ -105,8 +114,8 @@ def measure(loaded: LoadedModel, text: str, *, source: str, window: int | None =
     )  # fmt: skip
 
 
-def provenance(dtype: str, every: int) -> dict[str, Provenance]:
-    """What the columns are. `every`: the logit lens decodes one predicted token in so many."""
+def provenance(dtype: str, every: int | None) -> dict[str, Provenance]:
+    """What the columns are. `every`: the logit lens decodes one predicted token in so many (None: it decodes none)."""
     token = Provenance("exact", mask="predicted", dtype=dtype)
     lens = Provenance("exact", mask="predicted" if every == 1 else f"predicted (1 in {every})", aggregation="token-mean", dtype=dtype)
     head = Provenance("exact", mask="query", aggregation="token-mean", dtype=dtype)
@@ -114,7 +123,7 @@ def provenance(dtype: str, every: int) -> dict[str, Provenance]:
     return (
         {f"tokens.{name}": token for name in ("entropy", "varentropy", "S", "N", "log_prob", "p", "max_p", "rank", "top_p")}
         | {f"heads.{name}": head for name in ("entropy", "ceiling", "sinkless")}
-        | {f"layers.{name}": lens for name in ("lens", "lens_low", "lens_high", "lens_normed", "lens_normed_low", "lens_normed_high", "lens_surprise")}
+        | {f"layers.{name}": lens for name in LENS if every is not None}
         | {f"layers.{name}": spectrum for name in ("effective_rank", "spectral_entropy", "alpha")}
         | {"spectra.eigenvalue": spectrum}
     )
@@ -123,9 +132,9 @@ def provenance(dtype: str, every: int) -> dict[str, Provenance]:
 class _Reader:
     """Reads window after window and keeps what was found, on the CPU."""
 
-    def __init__(self, model: Any, head: LMHead, tokens: Tokens, first: int, stream: Stream | None, *, every: int):
+    def __init__(self, model: Any, head: LMHead, tokens: Tokens, first: int, stream: Stream | None, *, every: int | None):
         self.model, self.head, self.tokens, self.first, self.stream = model, head, tokens, first, stream
-        self.every = max(1, every)
+        self.every = every
         self.columns: dict[str, list[Tensor]] = {}
         self.window: list[int] = []
         layers = 0 if stream is None else stream.layers + 1
@@ -141,7 +150,7 @@ class _Reader:
         ids = torch.tensor([[*prefix, *self.tokens.ids[part.start : part.stop]]], device=device)
         target = torch.arange(max(part.fresh, self.first), part.stop)
         at = len(prefix) + target - part.start - 1  # where each is predicted, within this window
-        chosen = at[(target - self.first) % self.every == 0]
+        chosen = at[:0] if self.every is None else at[(target - self.first) % self.every == 0]
         settled = at[at > 0]  # the first position has read nothing but itself, and is often a sink of a hundred times the others' norm
 
         def visit(layer: int, hidden: Tensor) -> None:
@@ -184,7 +193,7 @@ class _Reader:
         rows, values = [], []
         for layer, parts in enumerate(self.lens):
             row: dict[str, Any] = {"layer": layer, "states": self.states, "decoded": sum(len(part["lens"]) for part in parts)}
-            for name in ("lens", "lens_normed", "lens_surprise"):
+            for name in ("lens", "lens_normed", "lens_surprise") if parts else ():
                 found = torch.cat([part[name] for part in parts]).double()
                 row[name] = found.mean().item()
                 if name != "lens_surprise":

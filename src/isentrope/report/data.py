@@ -85,10 +85,10 @@ def read(run_dir: str | Path) -> Run:
             f"report: {path} is not the directory of a run: it has neither run.json nor tape/. Give the directory that `isentrope train --out` wrote."
         )
     problems: list[str] = []
-    frames = _frames(path, problems)
+    frames, record = _frames(path, problems), _json(path / "run.json", problems)
     return Run(
-        path=path, record=_json(path / "run.json", problems), summary=_json(path / "summary.json", problems, expected=False),
-        config=_text(path / "config.yaml", problems),
+        path=path, record=record, summary=_json(path / "summary.json", problems, expected=False),
+        config=_text(path / "config.yaml", problems, expected=not record.get("attached")),  # somebody's own script has none
         steps=frames["steps"], tokens=frames["tokens"], samples=frames["samples"], evals=frames["evals"], events=frames["events"],
         answers=frames["answers"], ledger=frames["ledger"], ledger_parts=frames["ledger_parts"], ledger_tokens=frames["ledger_tokens"],
         problems=tuple(problems),
@@ -146,11 +146,12 @@ def _json(path: Path, problems: list[str], expected: bool = True) -> Mapping[str
     return value
 
 
-def _text(path: Path, problems: list[str]) -> str:
+def _text(path: Path, problems: list[str], expected: bool = True) -> str:
     try:
         return path.read_bytes().decode("utf-8", errors="backslashreplace")
     except OSError:
-        problems.append(f"{path.name} is missing.")
+        if expected:
+            problems.append(f"{path.name} is missing.")
         return ""
 
 

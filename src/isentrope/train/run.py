@@ -301,19 +301,11 @@ class Run:
                 before = dict(json.loads(path.read_text(encoding="utf-8")))
         dtype = "bfloat16" if self.args.bf16 else str(next(self.trainer.model.parameters()).dtype).removeprefix("torch.")  # of the logits
         self._tell_changes(before)
-        record = {
-            "isentrope": version("isentrope"),
-            "versions": versions(),
+        record = described(self.trainer) | {
             "preset": self.config.preset,
             "seed": self.config.seed,
             "model": self.config.model.name,
             "task": self.task.describe(),
-            "objective": _plain(self.trainer.objective),
-            "control": [{"name": key, **_plain(link)} for key, link in zip(self.trainer.chain.keys, self.trainer.chain.links, strict=True)],
-            "effective": effective(self.trainer.args),
-            "head": "isentrope" if self.trainer.own_head else "trl",
-            "threads": torch.get_num_threads(),
-            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "processes": self.trainer.accelerator.num_processes},
             "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
             "provenance": {key: value.to_dict() for key, value in self.provenance(dtype).items()},
             "recovered_from": before.get("recovered_from", []) + ([self.resumed.step] if self.resumed else []),
@@ -539,6 +531,20 @@ def versions() -> dict[str, str]:
 def effective(args: GRPOConfig) -> dict[str, Any]:
     """TRL's options as they stand after its own changes: effective, not requested."""
     return {key: value for key, value in args.to_dict().items() if isinstance(value, str | int | float | bool | list | dict | type(None))}
+
+
+def described(trainer: IsentropeTrainer) -> dict[str, Any]:
+    """What a trainer is, for run.json: versions, objective, chain, options as they stand, machine."""
+    return {
+        "isentrope": version("isentrope"),
+        "versions": versions(),
+        "objective": _plain(trainer.objective),
+        "control": [{"name": key, **_plain(link)} for key, link in zip(trainer.chain.keys, trainer.chain.links, strict=True)],
+        "effective": effective(trainer.args),
+        "head": "isentrope" if trainer.own_head else "trl",
+        "threads": torch.get_num_threads(),
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "processes": trainer.accelerator.num_processes},
+    }
 
 
 def summarise(tape: Tape, best: Mapping[str, float]) -> dict[str, Any]:
