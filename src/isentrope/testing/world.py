@@ -317,7 +317,7 @@ class Drafted:
 
 def fitting(link: Intervention | None) -> int:
     """A number of responses to a prompt that `link` can make up: 4 unless it needs another."""
-    return next(samples for samples in (4, *range(2, 65)) if not isinstance(link, Regenerate) or not link.misfit(samples))
+    return next(samples for samples in (4, 8, 16, *range(2, 65)) if not isinstance(link, Regenerate) or not link.misfit(samples))
 
 
 def drafts_of(world: World, link: Regenerate, state: State) -> Drafted | None:

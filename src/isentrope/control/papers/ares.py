@@ -22,7 +22,16 @@ generation, the average sees a group's accuracy only by the rows that an update 
 the FOLLOWING tokens, median over responses, moving average 0.99 of earlier updates. A window counts where a token of `triggers` stands before it
 (none: before any window); the release asks this of the most likely token, which no signal names, and we of the sampled one.
 
-Not here: branching rollouts (not in the released sampler either), the KL relaxed inside windows, the token bonus of Algorithm 1, the cold start.
+Branching, step 2 of the method, is the link `ares-branch`; the released sampler has none:
+
+    some responses of a group are sampled first; where the mean of H over t .. t + w - 1 exceeds tau, one more response goes on from t
+    tau as above, of the EARLIER generations (`memory`; 0 is the last one alone), so the first generation only measures
+
+A run of windows above tau is one trigger, at its first position (inferred). The budget follows the triggers: as many branches as a group has triggers, at
+most the responses that it still lacks, drawn by key where there are more (inferred); what is left over is sampled from the prompt. What a branch took over
+leaves the loss (inferred: the paper does not say who is credited for it).
+
+Not here: the KL relaxed inside windows, the token bonus of Algorithm 1, the cold start.
 """
 
 import warnings
@@ -35,6 +44,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, number
+from isentrope.control.cuts import Branches, Drafts, eligible
 from isentrope.control.objectives import Objective
 from isentrope.control.stages import Intervention
 from isentrope.control.step import Need, Progress, Rollouts, RowRng, State, Stats, Step
@@ -42,6 +52,7 @@ from isentrope.measure.level import masked_quantile, window_threshold, windows
 from isentrope.measure.tokens import Entropy
 
 _ENTROPY = Need(Entropy(), policy="old")
+_DRAFTED = Need(Entropy(), policy="draft")
 BUCKETS = ("easy", "medium", "hard")
 """What the bucket ids 0, 1, 2 stand for; -1 is a group that no verifier judged."""
 _CODE_MEMORY, _CODE_RATE, _CODE_MOST = 0.99, 0.05, 2.0
@@ -261,6 +272,88 @@ class Ares(Intervention):
         if self.variant == "code" and not bool(stats.scalars["threshold"].isnan()):
             after["threshold"] = _average(state["threshold"], float(stats.scalars["threshold"]), _CODE_MEMORY)
         return after
+
+
+@dataclass(frozen=True)
+class AresBranch(Intervention):
+    """Responses branch where a window of the first ones is more uncertain than windows used to be. first=0 samples all as ever."""
+
+    name = "ares-branch"
+    slug = "ares"
+    source = "ARES: Difficulty-Aware Token-Level Entropy Shaping, arXiv 2510.08457, section 3, Alg. 1 (the released sampler does not branch)"
+    effect = "More responses pass through uncertain windows."
+
+    first: int = 4  # responses to a prompt that are sampled before any branches
+    width: int = 4  # tokens of a window
+    quantile: float = 0.95
+    memory: float = 0.0  # of the threshold's moving average over generations
+
+    def __post_init__(self):
+        check_at_least("AresBranch", "first", self.first, 0, "0 switches it off.")
+        check_at_least("AresBranch", "width", self.width, 1, "It is a number of tokens.")
+        check_fraction("AresBranch", "quantile", self.quantile)
+        check_fraction("AresBranch", "memory", self.memory)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (_DRAFTED, _ENTROPY)
+
+    @property
+    def late(self) -> int:
+        """A generation of the preset `control-check` feeds eight updates, and the first only measures the threshold."""
+        return 8
+
+    def init(self) -> State:
+        """`threshold`: tau of earlier generations, nats."""
+        return {"threshold": None}
+
+    def neutral(self) -> "AresBranch":
+        return replace(self, first=0)
+
+    def embedded(self) -> "AresBranch":
+        """Half of a group of eight; a quantile that windows of the small model pass."""
+        return replace(self, quantile=0.85)
+
+    def recipe(self) -> Objective:
+        """A ratio in [0.8, 1.3], dual clip 3."""
+        return replace(Objective.named("grpo"), epsilon_high=0.3, dual_clip=3.0)
+
+    def misfit(self, samples: int) -> str:
+        if self.first < samples:
+            return ""
+        return f"first = {self.first} responses are sampled before any branches, and num_generations is {samples}, so none is left. Lower first."
+
+    def drafts(self, samples: int, progress: Progress, state: State) -> int | None:
+        return None if self.first == 0 or state["threshold"] is None else self.first
+
+    def branches(self, drafts: Drafts, state: State, rng: RowRng) -> Branches:
+        """One branch per trigger, drawn by key where a group has more than it lacks responses; what is left over from the prompt."""
+        rollouts = drafts.rollouts
+        found = windows(rollouts.signal(_DRAFTED.key), width=self.width, mask=rollouts.trained_mask)
+        high = found.full & (found.mean > number(state, "threshold"))
+        allowed = eligible(drafts, _any_token) & found.full
+        begins = allowed & high & ~torch.nn.functional.pad(high[:, :-1], (1, 0))
+        parents, cuts = [], []
+        for rows in drafts.groups():
+            draft, position = begins[rows].nonzero().unbind(1)
+            if len(draft) > drafts.missing:
+                chosen = rng.uniform(rollouts.row_id[rows], begins.shape[1])[draft, position].argsort()[: drafts.missing]
+                draft, position = draft[chosen], position[chosen]
+            spare = draft.new_zeros(drafts.missing - len(draft))
+            parents.append(rows[torch.cat([draft, spare])])
+            cuts.append(torch.cat([position, spare]))
+        return Branches(torch.cat(parents), torch.cat(cuts), allowed)
+
+    def collect(self, rollouts: Rollouts, state: State) -> State:
+        """The threshold takes in this generation; what a branch took over counts once."""
+        if self.first == 0:
+            return state
+        now = high_threshold(rollouts.signal(_ENTROPY.key).detach(), rollouts.trained_mask, quantile=self.quantile)
+        return state if bool(now.isnan()) else {"threshold": _average(state["threshold"], float(now), self.memory)}
+
+
+def _any_token(text: str, special: bool) -> bool:
+    return True
 
 
 def _mean(value: Float64[Tensor, " response"], among: Bool[Tensor, " response"]) -> Float64[Tensor, ""]:

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isentrope.control.cuts import Drafts
 from isentrope.control.papers import ares
-from isentrope.control.papers.ares import BUCKETS, Ares, deviation, difficulty, high_threshold, high_windows, released_shaping
+from isentrope.control.papers.ares import BUCKETS, Ares, AresBranch, deviation, difficulty, high_threshold, high_windows, released_shaping
 from isentrope.control.papers.common_test import recorded
 from isentrope.control.stages import advance, chain, survey
 from isentrope.control.step import Progress, Rollouts, RowRng, Step
@@ -284,3 +285,67 @@ def test_wrong_parameters_are_refused(build, message):
 def test_an_unknown_variant_is_refused():
     with pytest.raises((ValueError, TypeError), match="variant"):
         Ares(variant="other")  # type: ignore[arg-type]
+
+
+# --- branching
+
+
+def drafted(entropy, *, missing=2, group=None, longest=99) -> Drafts:
+    """Drafts with these entropies, one group unless told otherwise; a NaN ends the text."""
+    entropy = torch.tensor(entropy, dtype=torch.float64)
+    known = {"group": torch.zeros(len(entropy), dtype=torch.long) if group is None else torch.tensor(group)}
+    rows = Rollouts.of(~entropy.isnan(), signals={"draft.entropy": entropy}, completion_ids=torch.full(entropy.shape, 5), **known)
+    return Drafts(rows, missing, longest, {5: "."})
+
+
+def test_a_run_of_uncertain_windows_is_one_trigger_at_its_first_position():
+    entropy = [[0.0, 0.0, 0.0, 4.0, 4.0, 0.0, 0.0, 0.0, 4.0, 0.0]]
+    link = AresBranch(first=1, width=2)
+    found = link.branches(drafted(entropy, missing=4), {"threshold": 1.5}, RowRng())
+    assert found.cut.tolist() == [2, 7, 0, 0]  # windows 2-3, 3-4, 4-5 and 7-8, 8-9 exceed 1.5; the rest of the group starts at the prompt
+    assert link.branches(drafted(entropy, missing=4), {"threshold": 2.0}, RowRng()).cut.tolist() == [3, 0, 0, 0]  # strictly above
+    assert link.branches(drafted(entropy, missing=4), {"threshold": 5.0}, RowRng()).cut.tolist() == [0, 0, 0, 0]
+
+
+def test_a_window_must_lie_inside_the_text_and_one_at_0_is_no_branch():
+    nan = float("nan")
+    found = AresBranch(first=1, width=2).branches(drafted([[9.0, 9.0, 0.0, 0.0, 9.0, nan]]), {"threshold": 5.0}, RowRng())
+    assert found.cut.tolist() == [0, 0]
+    assert found.allowed.tolist() == [[False, True, True, True, False, False]]
+
+
+def test_the_budget_of_a_group_follows_its_own_triggers():
+    calm, busy = [0.0] * 8, [0.0, 0.0, 9.0, 0.0, 0.0, 9.0, 0.0, 0.0]
+    found = AresBranch(first=1, width=1).branches(drafted([calm, busy], group=[3, 8]), {"threshold": 1.0}, RowRng())
+    assert found.parent.tolist() == [0, 0, 1, 1]
+    assert found.cut.tolist() == [0, 0, 2, 5]
+
+
+def test_where_there_are_more_triggers_than_places_each_is_drawn_equally_often():
+    entropy = [[0.0] + [9.0, 0.0] * 6]
+    link = AresBranch(first=1, width=1)
+    cuts = torch.cat([link.branches(drafted(entropy), {"threshold": 1.0}, RowRng(seed=seed)).cut for seed in range(600)])
+    count = torch.bincount(cuts, minlength=13)[1::2]
+    assert int(count.sum()) == 1200
+    assert (count - 200).abs().max() < 4 * (600 * (1 / 3) * (2 / 3)) ** 0.5  # four deviations
+
+
+def test_the_threshold_is_of_earlier_generations():
+    link = AresBranch(width=1, quantile=1.0, memory=0.25)
+    assert link.drafts(8, Progress(), link.init()) is None  # nothing is known yet
+    one = link.collect(rollouts([[1.0, 3.0], [5.0, 2.0]], [1.0, 0.0]), link.init())
+    assert one == {"threshold": 4.0}  # the mean of 3 and 5
+    assert link.drafts(8, Progress(), one) == 4
+    assert link.collect(rollouts([[8.0, 0.0]], [1.0]), one) == {"threshold": 0.25 * 4.0 + 0.75 * 8.0}
+    assert AresBranch().collect(rollouts([[8.0, 0.0]], [1.0]), one) == {"threshold": pytest.approx(0.95 * 8.0)}  # the last one alone
+
+
+def test_what_a_branch_took_over_counts_once_in_the_threshold():
+    mask = torch.tensor([[True, True], [False, True]])
+    batch = rollouts([[9.0, 1.0], [9.0, 1.0]], [1.0, 0.0], mask=mask)
+    assert AresBranch(quantile=1.0).collect(batch, {"threshold": None}) == {"threshold": 5.0}  # 9 and 1, not 9 and 9
+
+
+def test_a_group_without_room_for_branches_is_refused_with_both_numbers():
+    assert AresBranch().misfit(5) == ""
+    assert AresBranch().misfit(4) == "first = 4 responses are sampled before any branches, and num_generations is 4, so none is left. Lower first."
