@@ -7,6 +7,7 @@ import numpy as np
 from isentrope.report.data import Run, has, nan_mean, values
 from isentrope.report.figure import Section, figure, line, lines, missing, table, thinned, thinning_note
 from isentrope.report.markup import Markup, element, join
+from isentrope.report.sections.cuts import cuts
 from isentrope.report.words import percent, short
 
 MAX_LINKS = 8
@@ -28,11 +29,11 @@ def section(run: Run) -> Section:
     for link in run.links:
         touched, removed = values(run.steps, f"touch/{link}"), values(run.steps, f"removed/{link}")
         rows.append([element("code", link), percent(nan_mean(touched)), _signed(_median(removed)), _active(touched), _parameters(run, link)])
-    head = ["intervention", "tokens touched, mean", "removed, median", "updates that it touched", "parameters"]
+    head = ["intervention", "touched, mean", "removed, median", "updates that it touched", "parameters"]
     more = missing(f"{len(run.links) - MAX_LINKS} more interventions stand in the table only.") if len(run.links) > MAX_LINKS else None
     lead = element(
-        "p", "Touched: share of the trained tokens that the intervention changed. Removed: what the predicted entropy change, −Σ w r A (S − N), "
-        "loses by it, as a share of the change without it; below zero it added.", class_="lead",
+        "p", "Touched: share of the trained tokens that the intervention changed, or of the responses that it cut. "
+        "Removed: what the predicted entropy change, −Σ w r A (S − N), loses by it, as a share of the change without it; below zero it added.", class_="lead",
     )  # fmt: skip
     return Section(id, nav, title, join([lead, table(head, rows, numeric=(1, 2, 3)), *parts, more]), charts)
 
@@ -51,15 +52,21 @@ def objective(run: Run) -> str:
 def _link(run: Run, link: str, at: int) -> tuple[dict, Markup]:
     charts, parts = {}, []
     x = values(run.steps, "step")
+    cutting = has(run.steps, f"cut/{link}/share")
+    title, of = ("Responses that are branches", "responses") if cutting else ("Tokens touched", "trained tokens")
     if has(run.steps, f"touch/{link}"):
         step, touched = thinned(x, values(run.steps, f"touch/{link}"))
         charts[f"touch-{at}"] = lines(
-            [line("touched", step, touched, "learn", width=2, label="touched", marks=len(step) < 3)], x="update", y="trained tokens touched, %", unit="percent"
+            [line("touched", step, touched, "learn", width=2, label="touched", marks=len(step) < 3)], x="update", y=f"{of} touched, %", unit="percent"
         )
-        parts.append(figure(f"touch-{at}", "Tokens touched", "Share of the trained tokens of each update.", thinning_note(x)))
+        parts.append(figure(f"touch-{at}", title, f"Share of the {of} of each update.", thinning_note(x)))
     else:
         parts.append(missing("Touched: not on the tape yet."))
-    if has(run.steps, f"removed/{link}"):
+    if cutting:  # it acts on what is sampled, so there is no predicted change that it would remove
+        drawn, where = cuts(run, link, at)
+        charts |= drawn
+        parts.append(where)
+    elif has(run.steps, f"removed/{link}"):
         removed = values(run.steps, f"removed/{link}")
         kept = np.isfinite(removed)
         step, share = x[kept], np.clip(removed[kept], -SPREAD, SPREAD)
