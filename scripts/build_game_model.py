@@ -64,7 +64,7 @@ def batch(tokenizer, size: int, games: int, rng: Random) -> tuple[torch.Tensor, 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, default=OUT)
-    arguments.add_argument("--steps", type=int, default=400)
+    arguments.add_argument("--steps", type=int, default=800)
     arguments.add_argument("--batch", type=int, default=64)
     arguments.add_argument("--peak", type=float, default=2e-3)
     arguments.add_argument("--seed", type=int, default=0)

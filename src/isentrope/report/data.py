@@ -17,9 +17,11 @@ from isentrope.errors import UserError
 from isentrope.provenance import Provenance, ProvenanceError
 from isentrope.tape import Tape, TapeError
 
-FRAMES = ("steps", "tokens", "samples", "evals", "events", "answers", "ledger", "ledger_parts", "ledger_tokens")
-TEXTS = frozenset({"text", "prompt", "completion", "answer", "answers", "origin", "metric", "level", "kind", "message", "by", "before"})
-WHOLE = frozenset({"step", "row_id", "group", "position", "token_id", "prompts", "samples"})
+FRAMES = ("steps", "tokens", "samples", "turns", "evals", "events", "answers", "ledger", "ledger_parts", "ledger_tokens")
+TEXTS = frozenset(
+    {"text", "prompt", "completion", "answer", "answers", "origin", "metric", "level", "kind", "message", "by", "before", "action", "reply", "ending"}
+)
+WHOLE = frozenset({"step", "row_id", "group", "position", "token_id", "prompts", "samples", "turn"})
 FEW = 5
 """Updates below which the report compares no start with an end."""
 NOT_RECORDED = "provenance not recorded"
@@ -36,6 +38,7 @@ class Run:
     steps: pl.DataFrame
     tokens: pl.DataFrame
     samples: pl.DataFrame
+    turns: pl.DataFrame
     evals: pl.DataFrame
     events: pl.DataFrame
     answers: pl.DataFrame
@@ -89,7 +92,7 @@ def read(run_dir: str | Path) -> Run:
     return Run(
         path=path, record=record, summary=_json(path / "summary.json", problems, expected=False),
         config=_text(path / "config.yaml", problems, expected=not record.get("attached")),  # somebody's own script has none
-        steps=frames["steps"], tokens=frames["tokens"], samples=frames["samples"], evals=frames["evals"], events=frames["events"],
+        steps=frames["steps"], tokens=frames["tokens"], samples=frames["samples"], turns=frames["turns"], evals=frames["evals"], events=frames["events"],
         answers=frames["answers"], ledger=frames["ledger"], ledger_parts=frames["ledger_parts"], ledger_tokens=frames["ledger_tokens"],
         problems=tuple(problems),
     )  # fmt: skip

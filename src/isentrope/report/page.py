@@ -52,7 +52,7 @@ def _encoded(run: Run) -> bytes:
 
 def html(run: Run) -> str:
     """The whole page as text."""
-    sections = [make(run) for make in SECTIONS]
+    sections = [section for make in SECTIONS if (section := make(run)) is not None]
     foot = f"Made by isentrope {run.record.get('isentrope', '')} from the tape of this run. The file requests nothing; entropies are in nats."
     return document(f"{subject(run)} · isentrope", headline(run), sections, foot, drawers=asset("ledger.js"))
 

@@ -180,5 +180,5 @@ def test_episodes_are_judged_by_their_game():
     rewards = [sample["reward"] for sample in found.samples]
     assert set(rewards) == {0.0, 1.0}
     assert found.value("pass@1") == pytest.approx(sum(rewards) / len(rewards))
-    assert all(sample["turns"] == 5 for sample in found.samples if sample["reward"] == 0)
+    assert all(sample["turns"] == 4 for sample in found.samples if sample["reward"] == 0)
     assert all(sample["answer"] == sample["completion"].split("\n")[-1] for sample in found.samples)

@@ -4,7 +4,7 @@ A game is made anew for every episode, begins with `reset(seed)` and is fully to
 nothing of it is ever saved; episodes live within one generation, and a resumed run plays what the other would have.
 
     guess   a whole number is hidden between two bounds, which the policy is told at the start; after every guess it hears `more` or `less`.
-            1 if it finds the number in the given turns, else 0, and nothing on the way. Halving finds each of 31 numbers in five turns.
+            1 if it finds the number in the given turns, else 0, and nothing on the way. Halving finds each of 15 numbers in four turns.
 """
 
 import importlib
@@ -59,14 +59,14 @@ class Guess:
 
     >>> game = Guess()
     >>> game.reset(0), game.hidden
-    ('10-40:', 10)
-    >>> game.step("25").text, game.step("perhaps").text, game.step("10")
+    ('10-24:', 10)
+    >>> game.step("17").text, game.step("perhaps").text, game.step("10")
     ('less\\n', 'a number\\n', Reply(text='found\\n', done=True, reward=1.0))
     """
 
-    def __init__(self, span: int = 31, turns: int = 5):
+    def __init__(self, span: int = 15, turns: int = 4):
         if not 2 <= span <= 90:
-            raise UserError(f"guess: span must be between 2 and 90 two-digit numbers. Got {span}. 31 can be found in five turns.")
+            raise UserError(f"guess: span must be between 2 and 90 two-digit numbers. Got {span}. 15 can be found in four turns.")
         self.span, self.turns = span, turns
         self.hidden = self.made = 0
 

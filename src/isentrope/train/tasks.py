@@ -111,8 +111,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "guess": (
-        "a hidden number of 31 in five guesses, each answered by more or less: several turns, for the model `embedded-game`",
-        {"game": "guess", "size": 1860, "turns": 5, "turn_tokens": 6},
+        "a hidden number of 15 in four guesses, each answered by more or less: several turns, for the model `embedded-game`",
+        {"game": "guess", "size": 1140, "turns": 4, "turn_tokens": 6},
     ),
 }
 

@@ -209,7 +209,7 @@ def test_a_template_that_rewrites_the_talk_is_refused(tokenizer):
 
 def test_a_game_that_its_seed_does_not_tell_is_refused():
     rows = [{"prompt": "another:", "seed": 3}]
-    with pytest.raises(UserError, match=r"game 'guess' is not told by its seed: reset\(3\) says '61-91:', and said 'another:'"):
+    with pytest.raises(UserError, match=r"game 'guess' is not told by its seed: reset\(3\) says '75-89:', and said 'another:'"):
         opened(GameSpec("guess", Guess), rows, [[1, 2]])
 
 
