@@ -26,6 +26,7 @@ NOT_CARRIED: Mapping[str, str] = {
     "select": "chooses prompts by what the starting policy makes of them, and verl reads its data set before it has a policy: choose them in data.train_files",
     "extra": "samples more responses inside a step, and verl has no hook between its agent loop and its rewards",
     "sample": "sets a temperature for every token while sampling, which vLLM and SGLang give no hook for",
+    "regenerate": "cuts responses and samples the rest again, and verl has no hook between its agent loop and its rewards",
     "filter": "samples dropped groups again; verl has a filter of its own, algorithm.filter_groups",
     "rows": "replaces or drops rows, and verl's advantage estimator gives back advantages only",
     "replay": "puts earlier responses back into a batch, and verl's advantage estimator gives back advantages only",
@@ -80,7 +81,7 @@ def built(chain: Sequence[str | Mapping[str, Any] | Intervention], where: str) -
     Raises UserError for an unknown name or parameter, naming the key `where` it stands.
     """
     if isinstance(chain, str | Mapping) or not isinstance(chain, Sequence):
-        raise UserError(f"{where}.chain must be a list of names and of mappings with a name, as [clip-cov, {{name: steer, alpha: 2}}]. Got {chain!r}.")
+        raise UserError(f"{where}.chain must be a list of names and of mappings with a name, as [clip-cov, {{name: siren, beta: 0.1}}]. Got {chain!r}.")
     try:
         return build(chain)
     except (ValueError, TypeError) as error:
@@ -92,13 +93,17 @@ def built(chain: Sequence[str | Mapping[str, Any] | Intervention], where: str) -
 
 def why_not(link: Intervention) -> tuple[str, ...]:
     """Why verl cannot carry this intervention, one reason per stage or signal; empty if it can."""
-    stages = set(stages_of(link))
-    reasons = [f"stage {name}: it {NOT_CARRIED[name]}" for name in NOT_CARRIED if name in stages]
-    if not reasons and stages & {"reward", "advantage"} and stages - ADVANTAGE_STAGES:
-        there = ", ".join(sorted(stages - ADVANTAGE_STAGES))
-        reasons.append(f"stages {', '.join(sorted(stages & {'reward', 'advantage'}))} and {there}: verl runs them in two processes that share no state")
-    inside = [need.key for need in link.needs if isinstance(need.signal, Request)]
-    return (*reasons, *(f"signal {key}: it is of the network's inside, of which verl's engine hands on the logits only" for key in inside))
+    stages, known = stages_of(link), LOSS_STAGES | ADVANTAGE_STAGES
+    reasons = [f"stage {name}: it {NOT_CARRIED.get(name, 'runs while verl rolls out, where verl has no hook')}" for name in stages if name not in known]
+    before, after = set(stages) & {"reward", "advantage"}, set(stages) - ADVANTAGE_STAGES
+    if not reasons and before and after:
+        reasons.append(f"stages {', '.join(sorted(before))} and {', '.join(sorted(after))}: verl runs them in two processes that share no state")
+    for need in link.needs:
+        if isinstance(need.signal, Request):
+            reasons.append(f"signal {need.key}: it is of the network's inside, of which verl's engine hands on the logits only")
+        elif need.policy not in ("current", "old"):
+            reasons.append(f"signal {need.key}: verl scores the old and the current policy only")
+    return tuple(reasons)
 
 
 def from_logits(chain: Chain, policy: str) -> tuple[Signal, ...]:

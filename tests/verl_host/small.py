@@ -40,7 +40,7 @@ def actor_config(chain=(), **options):
     return configs.FSDPActorConfig(**settings)
 
 
-def worker(config, *, micro: int = 4, strategy: str = "fsdp2", learning_rate: float = 1e-3, dynamic: bool = False):
+def worker(config, *, micro: int = 4, strategy: str = "fsdp2", learning_rate: float = 1e-3, dynamic: bool = False, steps: int = 10):
     """A training worker on the embedded model whose loss is verl's `ppo_loss` under `config`."""
     from verl.trainer.config import CheckpointConfig
     from verl.workers import engine_workers
@@ -55,7 +55,7 @@ def worker(config, *, micro: int = 4, strategy: str = "fsdp2", learning_rate: fl
     )  # fmt: skip
     settings = configs.TrainingWorkerConfig(
         model_type="language_model", model_config=model, engine_config=engine,
-        optimizer_config=configs.FSDPOptimizerConfig(lr=learning_rate, lr_warmup_steps_ratio=0.0, total_training_steps=10, weight_decay=0.0),
+        optimizer_config=configs.FSDPOptimizerConfig(lr=learning_rate, lr_warmup_steps_ratio=0.0, total_training_steps=steps, weight_decay=0.0),
         checkpoint_config=CheckpointConfig(save_contents=["model", "optimizer", "extra"], load_contents=["model", "optimizer", "extra"]),
     )  # fmt: skip
     made = engine_workers.ActorRolloutRefWorker.actor_worker_cls(config=settings)
