@@ -139,7 +139,11 @@ class RolloutStages:
         prompts = [row["prompt"] for row in mine]
         prompt_lists, images, multimodal = trainer._tokenize_prompts(prompts)
         with generating(trainer, temperature=float(temperature)):
-            ids, _ = GRPOTrainer._generate_single_turn(trainer, prompt_lists, images, multimodal, samples)
+            if trainer.player is None:
+                ids, _ = GRPOTrainer._generate_single_turn(trainer, prompt_lists, images, multimodal, samples)
+                told = lambda mask: {"mask": mask, "truncated": trainer.truncated(ids)}  # noqa: E731
+            else:
+                ids, mine, told = trainer.player.extra(trainer, mine)
         texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
         completions = [[{"role": "assistant", "content": text}] if isinstance(prompt, list) else text for prompt, text in zip(prompts, texts, strict=True)]
         parts = trainer._calculate_rewards([dict(row) for row in mine], prompts, completions, ids)
@@ -148,7 +152,7 @@ class RolloutStages:
         prompt_ids, prompt_mask = padded(trainer, prompt_lists, left=True)
         completion_ids, mask = padded(trainer, ids, left=False)
         local = Rollouts.of(
-            mask,
+            **told(mask),
             row_id=torch.arange(share, device=mask.device) + rank * share + _EXTRA_ROWS + trainer.generations * (1 << 20),
             group=group[torch.arange(rank * share, (rank + 1) * share, device=mask.device).clamp(max=len(rows) - 1)],
             origin=torch.full((share,), _BRANCH, device=mask.device),
@@ -157,7 +161,6 @@ class RolloutStages:
             reward=trainer.total_reward(parts),
             reward_parts=parts,
             correct=is_correct(parts, trainer.correct_at),
-            truncated=trainer.truncated(ids),
             text=tuple(texts),
         )
         everyone = gather_rollouts(accelerator, local)
@@ -258,6 +261,7 @@ class RolloutStages:
             completion_ids=output["completion_ids"],
             completion_mask=mask,
             trained_mask=_put(_right(local.trained_mask, width, 0), target, _right(new.trained_mask, width, 0)),
+            turn=None if local.turn is None or new.turn is None else _put(_right(local.turn, width, 0), target, _right(new.turn, width, 0)),
             sampling_temperature=_put(_right(local.sampling_temperature, width, 1), target, _right(new.sampling_temperature, width, 1)),
             advantage=shaped,
             old_log_probs=output.get("old_per_token_logps"),

@@ -256,8 +256,9 @@ class IsentropeTrainer(GRPOTrainer):
         parts = self._scored["rewards"][rank * rows : (rank + 1) * rows]
         mask = output["completion_mask"].bool()
         advantages = output["advantages"]
+        turns = {"truncated": self.truncated(self._scored["ids"])} | read_turns(output, self.player)
         return Rollouts.of(
-            **read_turns(output, () if self.player is None else self.player.episodes),
+            **turns,
             row_id=row_id,
             group=row_id // self.num_generations,
             completion_ids=output["completion_ids"],
@@ -265,7 +266,6 @@ class IsentropeTrainer(GRPOTrainer):
             reward=self.total_reward(parts),
             reward_parts=parts,
             correct=is_correct(parts, self.correct_at),
-            truncated=self.truncated(self._scored["ids"]),
             advantage=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
             old_log_probs=output.get("old_per_token_logps"),
             ref_log_probs=output.get("ref_per_token_logps"),
@@ -296,8 +296,6 @@ class IsentropeTrainer(GRPOTrainer):
     def truncated(self, completion_ids: Sequence[Sequence[int]]) -> Tensor:
         """[response] bool: the completion did not end with an end-of-sequence token."""
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
-        if self.player is not None:
-            return torch.tensor(self.player.truncated(), device=self.accelerator.device)
         return torch.tensor([len(ids) == 0 or ids[-1] not in ends for ids in completion_ids], device=self.accelerator.device)
 
     # --- update clock

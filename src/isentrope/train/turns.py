@@ -17,19 +17,23 @@ raises ("fault": no reward, advantage 0). The reply to the last action is not pa
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from trl import GRPOTrainer
 
 from isentrope.control.stages import Chain, Extra, Filter, Sample
 from isentrope.errors import UserError
 from isentrope.train.games import Game, GameSpec, Reply
 from isentrope.train.rewards import OutOfTime, time_limit
+from isentrope.train.rollout import generating
 
 if TYPE_CHECKING:
     from isentrope.train.trl import IsentropeTrainer
@@ -220,14 +224,15 @@ def per_token(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
     return out
 
 
-def read_turns(output: Mapping[str, Tensor], episodes: Sequence[Episode]) -> dict[str, Any]:
-    """What `Rollouts` says of the turns of TRL's batch: `mask` of the trained tokens, `completion_mask`, `turn`. A batch without an environment has one."""
+def read_turns(output: Mapping[str, Tensor], player: "Player | None") -> dict[str, Any]:
+    """What `Rollouts` says of the turns of TRL's batch, which our player or somebody's own loop made; a batch without an environment has no turns."""
     text = output["completion_mask"].bool()
+    if player is not None:
+        return told(text, player.episodes)
     if "tool_mask" not in output:
         return {"mask": text}
     wrote = text & output["tool_mask"].bool()
-    turn = per_token([episode.turn for episode in episodes], text.long()) if episodes else turns_of_mask(wrote)
-    return {"mask": wrote, "completion_mask": text, "turn": turn * text}
+    return {"mask": wrote, "completion_mask": text, "turn": turns_of_mask(wrote) * text}
 
 
 def refuse_loops(chain: Chain, loops: Mapping[str, Any]) -> None:
@@ -263,29 +268,43 @@ class Player:
             **outcomes(self.episodes),
         }
 
-    def played(self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]]) -> list[Episode]:
-        """One episode of every row by the current policy."""
+    def played(self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]], *, plain: bool = False) -> list[Episode]:
+        """One episode of every row by the current policy; `plain`: without the temperatures of the chain."""
         prompt_ids, _, _ = trainer._tokenize_prompts([row["prompt"] for row in rows])
         episodes = opened(self.rules, rows, prompt_ids)
         voice = Voice(trainer._tokenizer, trainer.eos_token_ids, chat=not isinstance(rows[0]["prompt"], str))
-        play(episodes, self._generation(trainer), voice, self.rules, trainer.max_completion_length, anywhere=_anywhere(trainer))
+        play(episodes, _generation(trainer, plain), voice, self.rules, trainer.max_completion_length, anywhere=_anywhere(trainer))
         return episodes
 
-    def truncated(self) -> list[bool]:
-        """The episode ran out of tokens."""
-        return [episode.ending == "budget" for episode in self.episodes]
+    def extra(self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], list[dict[str, Any]], Callable]:
+        """Episodes beside the batch: their token ids, the rows with what they gained, and what tells `Rollouts` of them from the mask of their text."""
+        episodes = self.played(trainer, rows, plain=True)
+        gained = outcomes(episodes)
+        paid = [{**row, **{name: values[at] for name, values in gained.items()}} for at, row in enumerate(rows)]
+        return [episode.ids for episode in episodes], paid, lambda text: told(text, episodes)
 
-    def _generation(self, trainer: "IsentropeTrainer") -> Generate:
-        def generate(contexts: list[list[int]], tokens: int) -> Drawn:
-            with _at_most(trainer, tokens):
-                ids, log_probs = trainer._generate_single_turn(contexts, None, {}, 1)  # every row has a history of its own
-            columns = {} if log_probs is None else {"log_prob": log_probs}
-            hot = trainer.taken_temperatures()
-            if hot is not None:
-                columns["temperature"] = [values[: len(some)] for values, some in zip(hot.tolist(), ids, strict=True)]
-            return Drawn(ids, columns)
 
-        return generate
+def told(text: Bool[Tensor, "response token"], episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Fields of `Rollouts` that these episodes tell: `mask` of the trained tokens, `completion_mask`, `turn`, `truncated`."""
+    wrote = per_token([episode.wrote for episode in episodes], text)
+    cut = torch.tensor([episode.ending == "budget" for episode in episodes], device=text.device)
+    return {"mask": wrote & text, "completion_mask": text, "turn": per_token([e.turn for e in episodes], text.long()) * text, "truncated": cut}
+
+
+def _generation(trainer: "IsentropeTrainer", plain: bool) -> Generate:
+    """TRL's generation; `plain`: past the chain."""
+    single = partial(GRPOTrainer._generate_single_turn, trainer) if plain else trainer._generate_single_turn
+
+    def generate(contexts: list[list[int]], tokens: int) -> Drawn:
+        with _at_most(trainer, tokens):
+            ids, log_probs = single(contexts, None, {}, 1)  # one each, for every row has a history of its own
+        columns = {} if log_probs is None else {"log_prob": log_probs}
+        hot = None if plain else trainer.taken_temperatures()
+        if hot is not None:
+            columns["temperature"] = [values[: len(some)] for values, some in zip(hot.tolist(), ids, strict=True)]
+        return Drawn(ids, columns)
+
+    return generate
 
 
 def outcomes(episodes: Sequence[Episode]) -> dict[str, list]:
@@ -293,27 +312,19 @@ def outcomes(episodes: Sequence[Episode]) -> dict[str, list]:
     return {"game_reward": [episode.reward for episode in episodes], "game_fault": [episode.fault for episode in episodes]}
 
 
-class _at_most:
+@contextmanager
+def _at_most(trainer: "IsentropeTrainer", tokens: int) -> Iterator[None]:
     """TRL's generation with fewer tokens, restored on exit."""
-
-    def __init__(self, trainer: "IsentropeTrainer", tokens: int):
-        self.trainer, self.tokens = trainer, tokens
-
-    def __enter__(self) -> None:
-        trainer = self.trainer
-        if trainer.use_vllm:
-            self.before = trainer.vllm_generation.max_completion_length
-            trainer.vllm_generation.max_completion_length = self.tokens
-        else:
-            self.before = trainer.generation_config.max_new_tokens
-            trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = self.tokens
-
-    def __exit__(self, *exception) -> None:
-        trainer = self.trainer
-        if trainer.use_vllm:
-            trainer.vllm_generation.max_completion_length = self.before
-        else:
-            trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = self.before
+    if not trainer.use_vllm:
+        with generating(trainer, max_new_tokens=tokens):
+            yield
+        return
+    engine, before = trainer.vllm_generation, trainer.vllm_generation.max_completion_length
+    engine.max_completion_length = tokens
+    try:
+        yield
+    finally:
+        engine.max_completion_length = before
 
 
 def _anywhere(trainer: "IsentropeTrainer") -> Callable[[bool], bool]:

@@ -1,5 +1,6 @@
 """Several turns inside TRL: the host against stock TRL on the same episodes, and what reaches a stage, the loss and a resumed run."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from isentrope.control.stages import Intervention, policy_loss
+from isentrope.control.stages import ExtraRequest, Intervention, RowEdit, policy_loss
 from isentrope.errors import UserError
+from isentrope.train.batch import loss_mask
 from isentrope.train.games import GameSpec, Reply
 from isentrope.train.tiny import save_tiny_model
 from isentrope.train.trl import IsentropeTrainer
@@ -148,6 +150,46 @@ def test_temperatures_of_links_are_kept_for_every_turn(model_path, tmp_path):
     assert (used[wrote] != trainer.temperature).any()
     second = (looks.seen[-1].turn == 1) & wrote
     assert (used[second] != trainer.temperature).any()
+
+
+@dataclass(frozen=True)
+class Branches(Intervention):
+    """Replaces the first response of every group by a hotter one beside the batch."""
+
+    name = "branches"
+
+    def extra(self, rollouts, progress, state):
+        return ExtraRequest(torch.unique(rollouts.group), 1, 1.3)
+
+    def rows(self, rollouts, extra, state, rng):
+        target = torch.arange(0, len(rollouts), 4)
+        return RowEdit(target, torch.arange(len(target)), torch.ones(len(target)))
+
+
+def said_by_the_environment(trainer, inputs) -> set[str]:
+    """What stands outside the trained tokens of a slice, without the ends of actions that were written for the policy."""
+    outside = inputs["completion_mask"].bool() & ~loss_mask(inputs)
+    found = (trainer._tokenizer.decode(ids[here], skip_special_tokens=True) for ids, here in zip(inputs["completion_ids"], outside, strict=True))
+    return {text.replace(" ", "").replace("more", "") for text in found}
+
+
+SPEAR = {"name": "spear", "replayed": 2, "share": 0.5, "baseline": 4, "coef": 1.0, "rise": 1}
+
+
+@pytest.mark.parametrize("control", [[Branches()], ["dynamic-sampling"], [SPEAR], ["empg"], ["epo"], ["aem-agentic"], ["clip-cov", "forking-tokens"]])
+def test_links_leave_the_masks_right(model_path, tmp_path, control):
+    """Rows that come from beside the batch, out of a buffer or anew are episodes too, with their own turns and masks."""
+    trainer, losses, _ = trained(IsentropeTrainer, model_path, tmp_path, changes={"max_steps": 6}, control=control, game=RULES)
+    assert all(map(math.isfinite, losses))
+    origins = set()
+    for inputs in trainer._buffered_inputs:
+        assert said_by_the_environment(trainer, inputs) == {""}
+        origins |= set(inputs["isentrope/origin"].tolist())
+        wrote, turn = loss_mask(inputs), inputs["isentrope/turn"]
+        for row in range(len(wrote)):
+            assert sorted(set(turn[row][wrote[row]].tolist())) == list(range(int(turn[row].max()) + 1)), "every turn has a token of the policy"
+    if control == [Branches()]:
+        assert origins == {0, 1}
 
 
 def test_an_own_rollout_function_runs_and_its_turns_come_from_its_mask(model_path, tmp_path):

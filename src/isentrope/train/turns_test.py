@@ -221,7 +221,7 @@ def test_turns_read_off_a_mask_are_its_runs(rows, padding):
     turn = [[number for number, (own, other) in enumerate(row) for _ in range(own + other)] for row in rows]
     like = torch.zeros(len(rows), max(map(len, wrote)) + padding, dtype=torch.bool)
     text = torch.tensor([[place < len(row) for place in range(like.shape[1])] for row in wrote])
-    found = read_turns({"completion_mask": text.long(), "tool_mask": (per_token(wrote, like) | ~text).long()}, ())
+    found = read_turns({"completion_mask": text.long(), "tool_mask": (per_token(wrote, like) | ~text).long()}, None)
     assert torch.equal(found["mask"], per_token(wrote, like))
     assert torch.equal(found["completion_mask"], text)
     assert torch.equal(found["turn"], per_token(turn, like.long()))
