@@ -12,7 +12,9 @@ measures in parts.
 
 The bill is what `isentrope papers --json` states (src/isentrope/entry.py), in seconds measured in the same unit: a forward is the host's own pass without
 gradient over the generation batch; a generated token costs what a decoding step of as many rows costs. Links share a pass. A link that changes
-temperatures pays for it at every decoding step, and then samples at the base's: its samples too are those of the others.
+temperatures pays for it at every decoding step, and then samples at the base's: its samples too are those of the others. A link that re-generates
+samples other completions, in two calls: its bill is their decoding steps in the place of the base's, and as parts of a forward (by positions) the pass
+that scores the first responses and what the second call reads again; its tokens are those of the second call.
 """
 
 import argparse
@@ -78,6 +80,7 @@ class Row:
     forwards: int
     tokens: float
     same_samples: bool
+    scored: float = 0.0  # forwards over a part of the batch
 
 
 class Meter:
@@ -119,6 +122,64 @@ class Extra:
         trainer._generate_and_score_completions, trainer._calculate_rewards = generated, rewarded
 
 
+class Calls:
+    """Notes what every call of the sampler of one trainer reads and samples, and per step how many positions a pass of the host's has."""
+
+    def __init__(self, trainer: IsentropeTrainer):
+        self.trainer = trainer
+        self.calls: list[tuple[int, int, int, int, int]] = []  # step, rows, width of what is read, decoding steps, tokens
+        self.positions: dict[int, int] = {}
+        cutting = trainer.regeneration
+        sample = trainer._generate_single_turn if cutting is None else cutting._sampled
+
+        def sampled(prompt_ids, *rest):
+            found = sample(prompt_ids, *rest)
+            ids = found[0] if cutting is None else found
+            lengths = [len(row) for row in ids]
+            self.calls.append((trainer.state.global_step, len(ids), max(map(len, prompt_ids)), max(lengths), sum(lengths)))
+            return found
+
+        if cutting is None:
+            trainer._generate_single_turn = sampled
+        else:
+            cutting._sampled = sampled
+        pack = trainer._prepare_inputs
+
+        def prepared(batch):
+            found = pack(batch)
+            self.positions[trainer.state.global_step] = sum(part["prompt_ids"].numel() + part["completion_ids"].numel() for part in trainer._buffered_inputs)
+            return found
+
+        trainer._prepare_inputs = prepared
+
+    def decoding(self, units: int, updates: int, step: Mapping[int, float]) -> np.ndarray:
+        """Seconds of all decoding steps, by unit."""
+        found = np.zeros(units)
+        for at, rows, _, steps, _ in self.calls:
+            found[at // updates] += steps * step[rows]
+        return found
+
+    def read_again(self, units: int, updates: int) -> np.ndarray:
+        """By unit, as parts of a forward over the generation batch: scoring the first call's responses, and reading what the second goes on from."""
+        found = np.zeros(units)
+        by_unit: dict[int, list[tuple[int, int, int, int]]] = {}
+        for at, rows, width, steps, _ in self.calls:
+            by_unit.setdefault(at // updates, []).append((at, rows, width, steps))
+        for unit, calls in by_unit.items():
+            if len(calls) == 2:
+                (at, rows, width, steps), (_, late, wide, _) = calls
+                found[unit] = (rows * (width + steps) + late * (wide - width)) / self.positions[at]
+        return found
+
+    def second_tokens(self, units: int, updates: int) -> float:
+        """Tokens of all calls but the first of a unit, per unit."""
+        seen, total = set(), 0
+        for at, _, _, _, tokens in self.calls:
+            total += tokens if at // updates in seen else 0
+            seen.add(at // updates)
+        return total / units
+
+
 def decoding_step(base: GRPOTrainer, rows: Sequence[int], clock: Callable[[], float], steps: int = 24) -> dict[int, float]:
     """Seconds of one decoding step of `rows` rows: the least of three generations of `steps` tokens each, through TRL's own call."""
     found, kept = {}, base.generation_config
@@ -128,7 +189,7 @@ def decoding_step(base: GRPOTrainer, rows: Sequence[int], clock: Callable[[], fl
         seconds = []
         for _ in range(3):
             began = clock()
-            base._generate_single_turn(ids[:count], None, {}, 1)
+            GRPOTrainer._generate_single_turn(base, ids[:count], None, {}, 1)
             seconds.append(clock() - began)
         found[count] = min(seconds) / steps
     base.generation_config = kept
@@ -163,9 +224,9 @@ def measure(chains: Mapping[str, Chain], layout: str, *, units: int, clock: str,
         for who, (one, control) in enumerate(zip(clocks, everyone.values(), strict=True))
     ]
     meter.trainer = trainers[0]
-    extras = [Extra(one) for one in trainers]
+    extras, calls = [Extra(one) for one in trainers], [Calls(one) for one in trainers]
     train(trainers, turns)
-    step = decoding_step(trainers[0], sorted({call[1] for extra in extras for call in extra.calls}), CLOCKS[clock])
+    step = decoding_step(trainers[0], sorted({call[1] for one in (*extras, *calls) for call in one.calls}), CLOCKS[clock])
     times = [np.array(one.times).reshape(-1, updates).sum(1)[warmup:] for one in clocks]
     forward = np.array(meter.forwards).reshape(-1, updates)[warmup:, 0]
     rows = []
@@ -178,11 +239,17 @@ def measure(chains: Mapping[str, Chain], layout: str, *, units: int, clock: str,
         for at, count, steps, found in extras[who].calls:
             generated[at // updates] += steps * step[count]
             tokens += found / (units + warmup)
-        bill = forwards * forward + generated[warmup:]
+        scored = np.zeros(units)
+        if trainers[who].regeneration is not None:
+            generated += calls[who].decoding(units + warmup, updates, step) - calls[0].decoding(units + warmup, updates, step)
+            tokens += calls[who].second_tokens(units + warmup, updates)
+            scored = calls[who].read_again(units + warmup, updates)[warmup:]
+        bill = (forwards + scored) * forward + generated[warmup:]
         rows.append(
             Row(
                 name, layout, units, median_interval(times[who] / base), median_interval((base + bill) / base), median_interval(times[who] / (base + bill)),
                 median(times[who] - base), median(bill), forwards, tokens, rewards(trainers[who]) == rewards(trainers[0]),
+                float(scored.mean()),
             )
         )  # fmt: skip
     return rows
@@ -209,7 +276,8 @@ def shown(value: Sequence[float]) -> str:
 
 
 def line(row: Row) -> str:
-    bill = ", ".join([f"{row.forwards} forward{'s' * (row.forwards != 1)}"] * bool(row.forwards) + [f"{row.tokens:.0f} tokens"] * bool(row.tokens)) or "nothing"
+    whole = [f"{row.forwards} forward{'s' * (row.forwards != 1)}"] * bool(row.forwards)
+    bill = ", ".join([*whole, *[f"{row.scored:.2f} of a forward"] * bool(row.scored), *[f"{row.tokens:.0f} tokens"] * bool(row.tokens)]) or "nothing"
     return (
         f"| {row.name} | {bill} | {1000 * row.billed:.0f} ms | {1000 * row.extra:+.0f} ms | x {row.bill[0]:.3f} | x {shown(row.measured)} "
         f"| {shown(row.ratio)} | {'yes' if row.same_samples else 'no'} |\n"

@@ -26,7 +26,14 @@ LENGTH = 10
 class Fixed(IsentropeTrainer):
     """Completions from a hash instead of a sampler; remembers what the chain touched."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.regeneration is not None:
+            self.regeneration._sampled = hashed
+
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        if self.regeneration is not None:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         completions = []
         for offset in range(len(prompt_ids)):
@@ -36,6 +43,16 @@ class Fixed(IsentropeTrainer):
             ids = torch.randint(2, 30, (length,), generator=generator).tolist()
             completions.append([*ids[:-1], 1] if row % 3 else ids)
         return completions, None
+
+
+def hashed(prompt_ids: list[list[int]], samples: int) -> list[list[int]]:
+    """Completions that depend on what is read and on the place in the group, so on no process."""
+    found = []
+    for row, ids in enumerate(prompt_ids):
+        generator = torch.Generator().manual_seed(sum((at + 1) * token for at, token in enumerate(ids)) * 100 + row % samples)
+        length = int(torch.randint(3, LENGTH + 1, (1,), generator=generator))
+        found.append([*torch.randint(2, 30, (length,), generator=generator).tolist()[:-1], 1])
+    return found
 
 
 class Note:
@@ -55,6 +72,8 @@ class Note:
         if self.tape is not None:
             self.tape.generation(trainer, prompts, rollouts)
         self.rows = sorted(rollouts.row_id.tolist())
+        self.kept = dict(zip(rollouts.row_id.tolist(), (rollouts.completion_mask & ~rollouts.trained_mask).sum(-1).tolist(), strict=True))
+        self.figures = {} if trainer.regeneration is None else dict(trainer.regeneration.figures)
 
     def slice(self, trainer, step, stats, result) -> None:
         for key, mask in result.observed.touched.items():
@@ -98,16 +117,17 @@ def main() -> None:
     prompts = Dataset.from_dict({"prompt": [f"{index}+{index + 1}=" for index in range(64)]})
     tape = TapeRecorder(TapeWriter(out / "tape"), tokens_every=1) if taped else None
     keep, note = Keep(), Note(tape)
-    trainer = Fixed(
-        model=model, reward_funcs=share_of_vowels, args=args, train_dataset=prompts, callbacks=[keep], control=control, recorder=note
-    )
+    trainer = Fixed(model=model, reward_funcs=share_of_vowels, args=args, train_dataset=prompts, callbacks=[keep], control=control, recorder=note)
     assert isinstance(trainer, GRPOTrainer)
     trainer.train()
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     torch.save(
-        {"gradients": keep.gradients, "touched": {key: sorted(value) for key, value in note.touched.items()}, "rows": note.rows, "steps": note.steps},
+        {
+            "gradients": keep.gradients, "touched": {key: sorted(value) for key, value in note.touched.items()}, "rows": note.rows, "steps": note.steps,
+            "kept": note.kept, "figures": note.figures,
+        },
         out / f"world{world}-rank{rank}.pt",
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -84,6 +84,13 @@ def gather_rollouts(accelerator: Accelerator, rollouts: Rollouts) -> Rollouts:
     return replace(rollouts, **gathered)
 
 
+def cut_width(rollouts: Rollouts, width: int) -> Rollouts:
+    """The first `width` tokens of every row; what is one value per row stays."""
+    whole = {"reward_parts"} if rollouts.advantage.shape[1] > 1 else {"reward_parts", "advantage"}  # second axis is not the token axis
+    cut = {name: value[:, :width] for name, value in rollouts.__dict__.items() if isinstance(value, Tensor) and value.ndim > 1 and name not in whole}
+    return replace(rollouts, **cut, signals={key: value[:, :width] for key, value in rollouts.signals.items()})
+
+
 def gather_step(accelerator: Accelerator, step: Step) -> Step:
     """The view of an update over all ranks; one process: the same object."""
     if accelerator.num_processes == 1:

@@ -73,3 +73,18 @@ def test_the_rows_of_the_tape_are_of_the_whole_update_whoever_holds_its_parts(mo
             expected, found = ({key: one["steps"][update][key] for key in own} for one in (whole, other))
             assert found == pytest.approx(expected, rel=2e-4, abs=1e-6, nan_ok=True)
     assert whole["steps"][1]["removed/clip-cov"] != 0
+
+
+@pytest.mark.parametrize("kind", ["entropy", "random"])
+def test_processes_cut_the_same_responses_at_the_same_tokens(kind, model_path, tmp_path):
+    control = [{"name": "cure", "n1": 2, "n2": 1, "top_k": 3, "characters": 1, "kind": kind}]
+    (whole,) = launch(model_path, tmp_path / "whole", control, processes=1, rows=16, slices=1)
+    (sliced,) = launch(model_path, tmp_path / "sliced", control, processes=1, rows=2, slices=8)
+    pair = launch(model_path, tmp_path / "pair", control, processes=2, rows=2, slices=4)
+    assert len(set(whole["kept"].values())) > 3  # some are cut, at several places
+    assert whole["kept"] == sliced["kept"] == pair[0]["kept"] | pair[1]["kept"]
+    for other in (sliced, *pair):
+        assert other["figures"] == pytest.approx(whole["figures"], rel=1e-5)
+        for ours, theirs in zip(other["gradients"][0], whole["gradients"][0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
+    assert max(float(gradient.abs().max()) for gradient in whole["gradients"][0]) > 1e-3

@@ -19,7 +19,7 @@ from isentrope.control.stages import Advantage, Collect, Extra, ExtraRequest, Fi
 from isentrope.control.step import ORIGINS, Rollouts, pad_width
 from isentrope.errors import UserError
 from isentrope.measure.tokens import Signal
-from isentrope.train.batch import gather_rollouts, is_correct
+from isentrope.train.batch import cut_width, gather_rollouts, is_correct
 from isentrope.train.head import completion_signals
 from isentrope.train.replay import ReplayBuffer, Sampled, joined
 
@@ -81,7 +81,7 @@ class RolloutStages:
             edits.append((edit, sampled))
         self._after(view, output)
 
-        local = self._local(view)
+        local = self._local(view, output["completion_ids"].shape[1])
         output = dict(output)
         output["advantages"] = local.advantage.squeeze(1) if local.advantage.shape[1] == 1 else local.advantage
         for edit, sampled in edits:
@@ -212,13 +212,14 @@ class RolloutStages:
 
     # --- rows
 
-    def _local(self, view: Rollouts) -> Rollouts:
+    def _local(self, view: Rollouts, width: int) -> Rollouts:
+        """This rank's rows, cut to the width that its own batch has: another rank's responses may be longer."""
         accelerator = self.trainer.accelerator
         if accelerator.num_processes == 1:
             return view
         share = len(view) // accelerator.num_processes
         start = accelerator.process_index * share
-        return view.take(torch.arange(start, start + share, device=view.row_id.device))
+        return cut_width(view.take(torch.arange(start, start + share, device=view.row_id.device)), width)
 
     def _edit(self, local: Rollouts, output: dict, edit: RowEdit, sampled: Sampled | None) -> tuple[Rollouts, dict]:
         """This rank's part of the edit: rows replaced and re-scored, dropped rows masked."""
