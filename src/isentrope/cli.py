@@ -149,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--k", type=int, metavar="K", help="of the pass@k that is judged beside pass@1 (default: 4)")
     compare.add_argument("--sweep", choices=["lr"], help="tune every arm's learning rate instead of matching the mean step size")
     compare.add_argument("--no-match", action="store_true", help="one learning rate for all")
+    compare.add_argument("--no-ledger", action="store_true", help="without the run of every method that keeps the entropy ledger")
     compare.add_argument("--no-placebos", action="store_true", help="methods against the baseline alone")
     compare.add_argument("--out", metavar="DIR", help="where runs and page go (default: runs/compare)")
     compare.add_argument("--resume", metavar="DIR", help="go on with a comparison; what is finished is not computed again")

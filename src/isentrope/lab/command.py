@@ -76,7 +76,13 @@ def asked(options: argparse.Namespace) -> Plan:
     if options.sweep and options.no_match:
         raise UserError("compare: --sweep lr tunes every learning rate and --no-match none; choose one.")
     made = plans.make(
-        options.methods, config, seeds=SEEDS if options.seeds is None else options.seeds, match=match, placebos=not options.no_placebos, k=options.k
+        options.methods,
+        config,
+        seeds=SEEDS if options.seeds is None else options.seeds,
+        match=match,
+        placebos=not options.no_placebos,
+        k=options.k,
+        ledgers=not options.no_ledger,
     )
     _check(made)
     return made
@@ -87,7 +93,7 @@ def resumed(options: argparse.Namespace) -> Plan:
     given = {
         "methods": options.methods, "--config": options.config, "--preset": options.preset, "--set": options.sets, "--task": options.task,
         "--seeds": options.seeds, "--steps": options.steps, "--k": options.k, "--sweep": options.sweep, "--no-match": options.no_match,
-        "--no-placebos": options.no_placebos, "--out": options.out,
+        "--no-placebos": options.no_placebos, "--no-ledger": options.no_ledger, "--out": options.out,
     }  # fmt: skip
     if extra := [name for name, value in given.items() if value]:
         raise UserError(
@@ -105,7 +111,7 @@ def describe(plan: Plan, guess: float) -> str:
         for arm in plan.arms
     ]
     lines += [f"no placebo of {name}: {reason}" for name, reason in plan.without_placebo.items()]
-    kinds = {"pilot": "pilots", "tune": "tuning runs", "run": "runs"}
+    kinds = {"pilot": "pilots", "tune": "tuning runs", "run": "runs", "ledger": "runs with a ledger"}
     counted = ", ".join(f"{count} {kinds[kind]}" for kind in kinds if (count := sum(task.kind == kind for task in tasks)))
     whole = told(guess * updates / plan.steps)
     cost = f"{counted} of {plan.steps} updates; one run takes at most about {told(guess)} on one thread, all {whole} of core time"

@@ -90,7 +90,7 @@ def test_a_dry_run_shows_arms_settings_and_time_and_writes_nothing(tmp_path, cap
     said = capsys.readouterr().out
     assert "method    clip-cov  [{name: clip-cov, ratio: 0.02}]" in said
     assert "no placebo of entropy-bonus" in said
-    assert "6 pilots, 36 runs of 120 updates; one run takes at most about 60 s on one thread, all 37 min of core time" in said
+    assert "6 pilots, 36 runs, 4 runs with a ledger of 120 updates; one run takes at most about 60 s on one thread, all 41 min of core time" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -105,6 +105,7 @@ def test_make_compares_plan_is_150_runs_of_methods_that_have_placebos():
     names = ["dynamic-sampling", "aepo-arbitrary", "hapo", "ares", "canon", "arm", "clip-cov", "kl-cov", "forking-tokens", "steer", "siren", "entropy-band"]
     options = argparse.Namespace(
         methods=names, config=None, preset=None, sets=[], task=None, seeds=6, steps=120, k=None, sweep=None, no_match=False, no_placebos=False,
+        no_ledger=False,
     )  # fmt: skip
     plan = command.asked(options)
     runs = [task for task in plan.tasks() if task.kind == "run"]

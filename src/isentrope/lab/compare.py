@@ -2,6 +2,7 @@
 
     DIR/compare.json                 the plan
     DIR/pilot/ARM, DIR/tune/ARM/...  runs that only set learning rates
+    DIR/ledger/ARM/                  the first seed's run again, with the entropy ledger and without evaluations
     DIR/runs/ARM/seed-S/             one ordinary run directory per arm and seed; seed-S.asked.yaml and seed-S.log beside it
     DIR/results.json                 what was found so far
     DIR/compare.html                 the page, fresh after every run
@@ -88,7 +89,7 @@ class Comparison:
 
     def rate(self, task: Task) -> float:
         """Times the base learning rate."""
-        return task.rate if task.kind != "run" else self.rates().get(task.arm, 1.0)
+        return self.rates().get(task.arm, 1.0) if task.kind in ("run", "ledger") else task.rate
 
     def rates(self) -> dict[str, float]:
         """Arm -> times the base learning rate, of the arms whose tuning is done."""
@@ -121,9 +122,9 @@ class Comparison:
         return {at: record for at, record in found.items() if record}
 
     def results(self) -> Results:
-        return summarise(
-            self.plan, {arm.name: {seed: self.outcome(arm.name, seed) for seed in self.plan.seeds} for arm in self.plan.arms}, self.rates(), self.failed
-        )
+        runs = {arm.name: {seed: self.outcome(arm.name, seed) for seed in self.plan.seeds} for arm in self.plan.arms}
+        kept = {arm.name: self._outcomes[key] for arm in self.plan.arms if (key := plans.ledger_key(arm)) in self._outcomes}
+        return summarise(self.plan, runs, self.rates(), self.failed, kept)
 
 
 def compare(

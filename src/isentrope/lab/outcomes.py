@@ -14,13 +14,14 @@ Matched reward: of two runs of one seed, each metric is read where the held-out 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from isentrope.explain.ledger import ACCOUNTS
 from isentrope.tape import Tape
 
 MIN_RANGE = 0.02
@@ -34,12 +35,14 @@ LATE = 2 / 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """One finished run. `evals`: metric -> values at `step`; `train`: column of the tape's steps -> values at each update."""
+    """One finished run. `evals`: metric -> values at `step`; `train`: column of the tape's steps -> values at each update; `books`: column of
+    its entropy ledger -> values at each ledger, empty where none was kept."""
 
     step: np.ndarray
     evals: Mapping[str, np.ndarray]
     train: Mapping[str, np.ndarray]
     summary: Mapping[str, Any]
+    books: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def late(self, metric: str) -> float:
         """Mean over the evaluations in the last third of the updates; NaN where the metric was not measured."""
@@ -66,6 +69,8 @@ class Outcome:
 
 TRAIN = ("step", "entropy/mean", "reward/mean", "update/norm", "learning_rate", "tokens", "seconds", "isentrope/extra_tokens", "trl/isentrope/extra_tokens")
 
+BOOKS = ("measured", *(f"account/{name}" for name in ACCOUNTS))
+
 
 def read(directory: Path) -> Outcome:
     """The outcome of the run in `directory`. Raises UserError if its tape cannot be read."""
@@ -79,8 +84,10 @@ def read(directory: Path) -> Outcome:
             metrics[metric] = rows["value"].to_numpy().astype(float)
     train = {name: steps[name].to_numpy().astype(float) for name in TRAIN if name in steps.columns and len(steps)}
     train |= {name: steps[name].to_numpy().astype(float) for name in steps.columns if name.startswith("touch/")}
+    ledger = tape.table("ledger")
+    books = {name: ledger[name].to_numpy().astype(float) for name in BOOKS if name in ledger.columns and len(ledger)}
     path = directory / "summary.json"
-    return Outcome(at.astype(float), metrics, train, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    return Outcome(at.astype(float), metrics, train, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, books)
 
 
 def states(directory: Path, key: str) -> dict[str, list[float | None]]:

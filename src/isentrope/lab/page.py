@@ -226,6 +226,7 @@ def _whole(plan: Plan, directory: Path) -> list[str]:
     names = [arm.name for arm in plan.arms if arm.role != "placebo"]
     flags = {"step": [], "lr": ["--sweep", "lr"], "none": ["--no-match"]}[plan.match]
     flags += [] if any(arm.role == "placebo" for arm in plan.arms) or plan.without_placebo else ["--no-placebos"]
+    flags += [] if plan.ledgers else ["--no-ledger"]
     own = ["--config", str(directory / "base.yaml"), "--seeds", str(len(plan.seeds)), "--k", str(plan.k)]
     return ["isentrope", "compare", *names, *own, *flags, "--out", "AGAIN"]
 

@@ -11,6 +11,7 @@ from isentrope.lab.compare import Comparison
 from isentrope.lab.plan import make
 from isentrope.lab.synthetic import finished_run
 from isentrope.report.page import plotly
+from isentrope.tape import TapeWriter
 
 METHODS = ("clip-cov", "kl-cov", "forking-tokens", "steer", "entropy-bonus")
 LAWS = {"clip-cov": {"ceiling": 0.94}, "kl-cov": {"speed": 0.016}, "steer": {"ceiling": 0.94}, "entropy-bonus": {"lift": 0.06}}
@@ -111,13 +112,29 @@ def test_runs_equal_to_the_baselines_are_the_same_computation(tmp_path):
     assert page.title(results) == "clip-cov changes nothing."
 
 
-def test_the_ledger_stands_by_arm_where_there_is_one(tmp_path):
+def test_the_ledger_stands_by_arm_and_its_accounts_add_up(tmp_path):
     plan = make(["clip-cov"], configuration.load(preset="compare"), seeds=1, match="none", placebos=False)
     for task in plan.tasks():
         finished_run(tmp_path / task.key, seed=0)
     assert "Why entropy moved" not in page.html(Comparison(plan, tmp_path).results(), tmp_path)
-    path = tmp_path / "runs/grpo/seed-0/summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"ledger.exact.correlation": 0.973, "ledger.exact.slope": 0.91}))
+    run = tmp_path / "ledger/clip-cov"
+    writer = TapeWriter(run / "tape")
+    account = {"account/this_batch": [-0.01, -0.02], "account/momentum": [-0.03, -0.04], "account/residual": [0.001, 0.002]}
+    writer.append("ledger", {"step": [1, 6], "measured": [-0.039, -0.058], **account})
+    writer.flush(120)
+    (run / "summary.json").write_text(json.dumps({"ledger.exact.correlation": 0.973, "ledger.exact.slope": 0.91}))
     text = page.html(Comparison(plan, tmp_path).results(), tmp_path)
     assert "Why entropy moved" in text
     assert "0.97, 0.91" in text
+    assert all(number in text for number in ("−0.0970", "−0.0300", "−0.0700", "+0.0030"))  # the change, and the accounts that add up to it
+    assert "weight decay" not in text.split("Why entropy moved")[1].split("</table>")[0]  # no such account was kept
+
+
+def test_a_ledger_that_the_runs_kept_themselves_is_their_mean(tmp_path):
+    plan = make(["clip-cov"], configuration.load(preset="compare", sets=["ledger.every=10"]), seeds=2, match="none", placebos=False)
+    for task in plan.tasks():
+        finished_run(tmp_path / task.key, seed=task.seed)
+    for seed, slope in enumerate((0.9, 1.0)):
+        path = tmp_path / f"runs/grpo/seed-{seed}/summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"ledger.exact.correlation": 0.973, "ledger.exact.slope": slope}))
+    assert "0.97, 0.95" in page.html(Comparison(plan, tmp_path).results(), tmp_path)

@@ -34,6 +34,8 @@ FILE = "compare.json"
 PILOT = 20
 PILOT_SEED = 1000
 TUNING_SEEDS = 2
+LEDGERS = 24
+"""Ledgers that are kept in the run that explains an arm."""
 SWEEP = (0.5, 1.0, 2.0)
 Match = Literal["step", "lr", "none"]
 Spec = dict[str, Any]
@@ -62,7 +64,7 @@ class Task:
     key: str
     arm: str
     seed: int
-    kind: Literal["pilot", "tune", "run"] = "run"
+    kind: Literal["pilot", "tune", "run", "ledger"] = "run"  # "ledger": the first seed's run again, with books and without evaluations
     rate: float = 1.0  # "tune": times the base learning rate
     after: tuple[str, ...] = ()
 
@@ -77,6 +79,7 @@ class Plan:
     match: Match = "step"
     k: int = 4  # of the pass@k that is judged
     without_placebo: dict[str, str] = field(default_factory=dict)  # method -> why
+    ledgers: bool = True  # one more run of the baseline and of every method, which keeps the entropy ledger
 
     @property
     def methods(self) -> tuple[Arm, ...]:
@@ -97,14 +100,20 @@ class Plan:
         return self.seeds[(self.seeds.index(seed) + 1) % len(self.seeds)]
 
     def tasks(self) -> list[Task]:
-        """Tuning first, then all arms seed by seed, so that every finished seed is a whole comparison."""
+        """Tuning first, then all arms seed by seed, so that every finished seed is a whole comparison; ledgers last."""
         found = self._tuning()
+        tuned = tuple(found)
         for seed in self.seeds:
             for arm in self.arms:
-                after = tuple(task.key for task in found if task.kind != "run" and task.arm in (arm.name, BASELINE))
+                after = tuple(task.key for task in tuned if task.arm in (arm.name, BASELINE))
                 if arm.yoked:
                     after += (run_key(self.arm(str(arm.of)), self.next_seed(seed)),)
                 found.append(Task(run_key(arm, seed), arm.name, seed, after=after))
+        if self.ledgers and self.config["ledger"]["every"] is None:
+            for arm in self.arms:
+                if arm.role != "placebo":
+                    after = tuple(task.key for task in tuned if task.arm in (arm.name, BASELINE))
+                    found.append(Task(ledger_key(arm), arm.name, self.seeds[0], "ledger", after=after))
         return found
 
     def _tuning(self) -> list[Task]:
@@ -128,10 +137,16 @@ def run_key(arm: Arm, seed: int) -> str:
     return f"runs/{arm.folder}/seed-{seed}"
 
 
+def ledger_key(arm: Arm) -> str:
+    return f"ledger/{arm.folder}"
+
+
 # --- making a plan
 
 
-def make(methods: Sequence[str], config: Config, *, seeds: int, match: Match = "step", placebos: bool = True, k: int | None = None) -> Plan:
+def make(
+    methods: Sequence[str], config: Config, *, seeds: int, match: Match = "step", placebos: bool = True, k: int | None = None, ledgers: bool = True
+) -> Plan:
     """The plan of these methods, the baseline first.
 
     k: of the pass@k that is judged beside pass@1, a power of 2 (default: 4, or all samples if they are fewer).
@@ -168,7 +183,7 @@ def make(methods: Sequence[str], config: Config, *, seeds: int, match: Match = "
         raise UserError(f"compare: {', '.join(clash)} would share a folder; write one of them otherwise.")
     base = config.model_copy(update={"report": config.report.model_copy(update={"build": False})}).model_dump(mode="json")
     base["tape"]["update_norm"] = True
-    return Plan(tuple(arms), tuple(range(seeds)), base, match, k, without)
+    return Plan(tuple(arms), tuple(range(seeds)), base, match, k, without, ledgers)
 
 
 def parse(method: str, *, embedded: bool = False) -> list[Spec]:
@@ -255,6 +270,9 @@ def configuration(plan: Plan, task: Task, out: Path, *, rate: float, records: Ma
     if task.kind == "pilot":
         config["trl"] |= {"max_steps": min(PILOT, plan.steps), "lr_scheduler_type": "constant"}
         config["evaluate"]["every"] = None
+    if task.kind == "ledger":
+        config["evaluate"]["every"] = None
+        config["ledger"]["every"] = max(1, plan.steps // LEDGERS)
     return validate(config)
 
 
@@ -277,6 +295,6 @@ def load(directory: Path) -> Plan:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         arms = tuple(Arm(**{**arm, "control": tuple(arm["control"]), "yoked": tuple(arm["yoked"])}) for arm in given["arms"])
-        return Plan(arms, tuple(given["seeds"]), given["config"], given["match"], given["k"], given["without_placebo"])
+        return Plan(arms, tuple(given["seeds"]), given["config"], given["match"], given["k"], given["without_placebo"], given.get("ledgers", True))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"compare: {path} is damaged ({error}). Its runs stand in {directory / 'runs'}; start the comparison anew elsewhere.") from error

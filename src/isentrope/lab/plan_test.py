@@ -104,7 +104,7 @@ def test_a_plan_begins_with_the_baseline_whoever_is_named_first():
 def test_tasks_can_be_done_in_an_order_and_a_yoked_placebo_waits_for_the_next_seed():
     plan = made("clip-cov", "siren")
     tasks = {task.key: task for task in plan.tasks()}
-    assert len(tasks) == 5 + 5 * 3
+    assert len(tasks) == 5 + 5 * 3 + 3
     done: set[str] = set()
     while len(done) < len(tasks):
         ready = [key for key, task in tasks.items() if key not in done and set(task.after) <= done]
@@ -122,7 +122,31 @@ def test_a_sweep_tunes_on_seeds_of_its_own():
     assert len(tuning) == 3 * 3 * 2
     assert {task.seed for task in tuning} == {PILOT_SEED, PILOT_SEED + 1}
     assert {task.seed for task in tasks if task.kind == "run"} == {0, 1, 2}
-    assert not [task for task in made("clip-cov", match="none").tasks() if task.kind != "run"]
+    assert not [task for task in made("clip-cov", match="none", ledgers=False).tasks() if task.kind != "run"]
+
+
+def test_the_ledger_is_kept_in_a_run_of_its_own_by_the_baseline_and_every_method(tmp_path):
+    plan = made("clip-cov", "siren")
+    ledgers = {task.key: task for task in plan.tasks() if task.kind == "ledger"}
+    assert list(ledgers) == ["ledger/grpo", "ledger/clip-cov", "ledger/siren"]
+    assert ledgers["ledger/siren"].after == ("pilot/grpo", "pilot/siren")
+    asked, run = (plans.configuration(plan, task, tmp_path, rate=2.0, records={}) for task in (ledgers["ledger/siren"], Task("runs/siren/seed-0", "siren", 0)))
+    assert asked.ledger.every == 1  # of 40 updates
+    assert asked.evaluate.every is None
+    same = {"ledger": run.ledger, "evaluate": run.evaluate}
+    assert asked.model_copy(update=same) == run  # the first seed's run, and nothing but the books and the evaluations
+    own = make(["clip-cov"], configuration.load(preset="compare", sets=["ledger.every=10"]), seeds=2)
+    assert not [task for task in own.tasks() if task.kind == "ledger"]  # its runs keep them themselves
+    assert not [task for task in made("clip-cov", ledgers=False).tasks() if task.kind == "ledger"]
+
+
+def test_a_plan_of_before_ledgers_keeps_them_too(tmp_path):
+    plans.save(made("clip-cov"), tmp_path)
+    path = tmp_path / plans.FILE
+    saved = json.loads(path.read_text())
+    del saved["ledgers"]
+    path.write_text(json.dumps(saved))
+    assert plans.load(tmp_path) == made("clip-cov")
 
 
 def test_one_seed_has_nobody_to_replay():

@@ -36,6 +36,7 @@ class Results:
     levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # method -> mean range of pass@1 of the matched reward
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     ranks: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    ledgers: Mapping[str, Outcome] = field(default_factory=dict)  # arm -> the run that kept its books
 
     @property
     def judged(self) -> tuple[str, str]:
@@ -62,7 +63,7 @@ def shown_metrics(plan: Plan) -> tuple[str, ...]:
     return "entropy", f"maj@{plan.config['evaluate']['samples']}", f"pass@{plan.config['evaluate']['samples']}", "length"
 
 
-def summarise(plan: Plan, runs: Arms, rates: Mapping[str, float], failed: Mapping[str, str]) -> Results:
+def summarise(plan: Plan, runs: Arms, rates: Mapping[str, float], failed: Mapping[str, str], ledgers: Mapping[str, Outcome] | None = None) -> Results:
     """The results of the runs that are there."""
     methods = [arm.name for arm in plan.methods]
     shams = {name: sham.name for name in methods if (sham := plan.placebo(name)) is not None}
@@ -91,7 +92,7 @@ def summarise(plan: Plan, runs: Arms, rates: Mapping[str, float], failed: Mappin
     table = np.array([[math.nan if run is None else run.late("pass@1") for run in runs[name].values()] for name in order])
     placed = dict(zip(order, ranks(table), strict=True)) if np.isfinite(table).all(0).any() else {}
     levels = {name: _range(runs, name) for name in methods}
-    return Results(plan, runs, rates, failed, shown | step, shown_sham | step_sham, sham, reward | needed, reward_sham, levels, verdicts, placed)
+    return Results(plan, runs, rates, failed, shown | step, shown_sham | step_sham, sham, reward | needed, reward_sham, levels, verdicts, placed, ledgers or {})
 
 
 def _paired(runs: Arms, one: str, other: str, difference: Any) -> list[float]:

@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from isentrope.lab.plan import BASELINE, Arm
+from isentrope.control.registry import build
+from isentrope.control.stages import Advantage, Filter, Reward
+from isentrope.explain.ledger import ACCOUNTS
+from isentrope.lab.outcomes import Outcome
+from isentrope.lab.plan import BASELINE, LEDGERS, Arm
 from isentrope.lab.results import Results, matched_metrics, shown_metrics
 from isentrope.lab.statistics import ALPHA, FEWEST, Difference
 from isentrope.lab.verdict import MIN_PAIRS, chance, signed
 from isentrope.report.figure import Section, table
 from isentrope.report.markup import Markup, element, join
+from isentrope.report.sections.ledger import NAMES
 
 TONES = {"helps": "good", "hurts": "bad", "slower learning only": "warn", "trades": "warn"}
 MEANING = {
@@ -155,7 +160,7 @@ def fairness(results: Results) -> Section:
     head = ["arm", "learning rate", "times the base", "path of the weights", "tokens sampled", "seconds a run", "touched"]
     note = (
         "Path of the weights (the sum of |Δθ| over the updates) and tokens: times the baseline's, means over seeds; tokens include what a method samples "
-        "in addition. Touched: share of tokens, rows or prompts that a link changed, mean over updates, of the link with most."
+        "in addition. Touched: share of tokens, rows or prompts that a link changed, mean over updates, of the link with most; —: none recorded."
     )
     body = join([table(head, rows, numeric=(1, 2, 3, 4, 5, 6), class_="tests"), element("p", note, class_="note")])
     return Section("fairness", "Fairness", "Step size and compute", body, lead=HOW[results.plan.match])
@@ -174,6 +179,8 @@ def _mean(results: Results, arm: str, what: str) -> float:
 def _touched(results: Results, arm: Arm) -> str:
     runs = [run for run in results.runs[arm.name].values() if run is not None]
     found = [float(np.nanmean(values)) for run in runs for name, values in run.train.items() if name.startswith("touch/") and np.isfinite(values).any()]
+    if found and max(found) == 0 and any(isinstance(link, Reward | Filter | Advantage) for link in build(arm.control).links):
+        return "—"  # nothing, or a tape of before these stages were recorded
     return f"{100 * max(found):.2g} %" if found else "—"
 
 
@@ -181,19 +188,47 @@ def _touched(results: Results, arm: Arm) -> str:
 
 
 def ledger(results: Results) -> Section | None:
-    """How well each theory of the ledger predicted the change of entropy, by arm; None where no run kept one."""
-    keys = {key for arm in results.runs.values() for run in arm.values() if run is not None for key in run.summary}
+    """Why entropy moved, by arm: the accounts of its ledgers, and how well each theory predicted the change; None where no run kept one."""
+    kept = {arm.name: runs for arm in results.plan.arms if (runs := _with_books(results, arm))}
+    keys = {key for runs in kept.values() for run in runs for key in run.summary}
     theories = sorted({key.split(".")[1] for key in keys if key.startswith("ledger.") and key.endswith(".correlation")})
     if not theories:
         return None
-    rows = [[element("code", arm.name), *(_theory(results, arm, theory) for theory in theories)] for arm in results.plan.arms]
-    body = table(["arm: correlation, slope", *theories], rows, class_="tests")
-    lead = "The measured change of entropy per update against what each theory predicts: correlation and slope, means over the seeds."
-    return Section("ledger", "Ledger", "Why entropy moved", body, lead=lead)
+    accounts = [name for name in ACCOUNTS if any(f"account/{name}" in run.books for runs in kept.values() for run in runs)]
+    head = ["arm", *(["change of entropy"] if accounts else []), *(NAMES[name] for name in accounts)]
+    rows = [[element("code", name), *(_sum(runs, f"{place}{item}") for place, item in _columns(accounts))] for name, runs in kept.items()]
+    books = table(head, rows, class_="tests") if accounts else None
+    said = table(
+        ["correlation, slope", *theories], [[element("code", name), *(_theory(runs, it) for it in theories)] for name, runs in kept.items()], class_="tests"
+    )
+    note = element(
+        "p", "Above: nats per token, summed over the ledgers of a run, of about one update in "
+        f"{max(1, results.plan.steps // LEDGERS)}; the columns add up to the change. Below: how each theory's prediction agrees with the measured change.",
+        class_="note",
+    )  # fmt: skip
+    lead = (
+        "From one more run of the first seed for the baseline and each method, which keeps the entropy ledger." if results.ledgers else "Means over the seeds."
+    )
+    return Section("ledger", "Ledger", "Why entropy moved", join([books, said, note]), lead=lead)
 
 
-def _theory(results: Results, arm: Arm, theory: str) -> str:
-    runs = [run for run in results.runs[arm.name].values() if run is not None]
+def _with_books(results: Results, arm: Arm) -> list[Outcome]:
+    """The run that kept the arm's books, or all its runs where they did themselves."""
+    if arm.name in results.ledgers:
+        return [results.ledgers[arm.name]]
+    return [run for run in results.runs[arm.name].values() if run is not None and any(key.startswith("ledger.") for key in run.summary)]
+
+
+def _columns(accounts: Sequence[str]) -> list[tuple[str, str]]:
+    return [("", "measured"), *(("account/", name) for name in accounts)] if accounts else []
+
+
+def _sum(runs: Sequence[Outcome], column: str) -> str:
+    found = [float(np.nansum(run.books[column])) for run in runs if column in run.books]
+    return signed(float(np.mean(found)), 4) if found else "—"
+
+
+def _theory(runs: Sequence[Outcome], theory: str) -> str:
     pairs = [tuple(run.summary.get(f"ledger.{theory}.{what}") for what in ("correlation", "slope")) for run in runs]
     known = np.array([pair for pair in pairs if all(isinstance(value, int | float) for value in pair)], dtype=float)
     return ", ".join(f"{value:.2f}" for value in known.mean(0)) if len(known) else "—"

@@ -1,12 +1,14 @@
 """What lands on the tape and in the trackers is what was measured."""
 
 import math
+from dataclasses import dataclass, replace
 
 import polars as pl
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from isentrope.control.stages import Intervention
 from isentrope.tape import Tape, TapeWriter
 from isentrope.train.recorder import TapeRecorder, controls, distance, share_removed
 from isentrope.train.tiny import save_tiny_model, share_of_vowels, toy_prompts
@@ -108,3 +110,68 @@ def test_removed_is_the_share_of_the_change_that_the_touched_tokens_would_have_m
     assert share_removed(-2.0, -1.5) == share_removed(2.0, 1.5) == 0.25
     assert share_removed(-2.0, -3.0) == -0.5
     assert math.isnan(share_removed(0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class PayEveryFourth(Intervention):
+    """Reward: one response of four gains a point."""
+
+    name = "pay-every-fourth"
+    source = "this test"
+    points: float = 1.0
+
+    def neutral(self):
+        return replace(self, points=0.0)
+
+    def reward(self, rollouts, state):
+        return rollouts.reward + self.points * (rollouts.row_id % 4 == 0)
+
+
+@dataclass(frozen=True)
+class LiftSecondTokens(Intervention):
+    """Advantage: the second token of every response counts one more."""
+
+    name = "lift-second-tokens"
+    source = "this test"
+    points: float = 1.0
+
+    def neutral(self):
+        return replace(self, points=0.0)
+
+    def advantage(self, rollouts, state):
+        place = torch.arange(rollouts.trained_mask.shape[1]) == 1
+        return rollouts.advantage.expand(rollouts.trained_mask.shape) + self.points * place
+
+
+@dataclass(frozen=True)
+class DropFirstGroup(Intervention):
+    """Filter: the first group of every generation goes, and nothing comes in its place."""
+
+    name = "drop-first-group"
+    source = "this test"
+    rounds: int = 0
+
+    def neutral(self):
+        return self
+
+    def keep(self, rollouts, state):
+        return rollouts.group != rollouts.group.min()
+
+
+def test_what_a_link_does_to_rewards_groups_and_advantages_is_on_the_tape(tmp_path):
+    writer = TapeWriter(tmp_path / "tape")
+    trainer = IsentropeTrainer(
+        model=save_tiny_model(tmp_path / "tiny"), reward_funcs=share_of_vowels, args=options(tmp_path / "out", max_steps=2), train_dataset=toy_prompts(),
+        recorder=TapeRecorder(writer, tokens_every=None), control=[PayEveryFourth(), PayEveryFourth(0.0), LiftSecondTokens(), DropFirstGroup()],
+    )  # fmt: skip
+    trainer.train()
+    writer.flush(2)
+    steps = Tape.read(tmp_path).steps
+    groups = trainer.args.generation_batch_size // trainer.num_generations
+    assert (steps["touch/pay-every-fourth"] == 0.25).all()
+    assert (steps["touch/pay-every-fourth#2"] == 0).all()
+    assert (steps["touch/drop-first-group"] == pytest.approx(1 / groups)).all()
+    responses = (steps["length/mean"] * trainer.args.generation_batch_size).round()
+    second = steps["touch/lift-second-tokens"] * responses  # tokens that changed: one of every response of two or more
+    assert second.to_list() == pytest.approx(second.round().to_list(), abs=1e-3)
+    assert ((second > 0) & (second <= trainer.args.generation_batch_size)).all()

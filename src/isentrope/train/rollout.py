@@ -36,6 +36,7 @@ class RolloutStages:
 
     def __init__(self, trainer: "IsentropeTrainer"):
         self.trainer = trainer
+        self.touched: dict[str, float] = {}  # link -> share of what it changed in this generation, of the stages reward, filter and advantage
         self.old = [need.signal for need in trainer.chain.needs if need.policy == "old"]
         self.buffers = {index: ReplayBuffer(link.capacity, link.max_age) for index, link in trainer.chain.having(Replay) if isinstance(link, Replay)}
         if trainer.chain.having(Reward) and trainer.multi_objective_aggregation != "sum_then_normalize":
@@ -62,15 +63,20 @@ class RolloutStages:
             if request is not None:
                 extras[index] = self._extra(everything, view, request)
 
+        self.touched = {}
         for index, link in chain.having(Reward):
+            before = view.reward
             view = replace(view, reward=link.reward(view, state[index]))
+            self._touch(index, ~torch.isclose(view.reward, before, rtol=0.0, atol=1e-6, equal_nan=True))
         if chain.having(Reward):
             view = replace(view, advantage=self._advantages(view.reward))
         edits: list[tuple[RowEdit, Sampled | None]] = []
         for index, link in chain.having(Filter):
             edits.append(self._filter(link, index, view))
         for index, link in chain.having(Advantage):
+            before = view.token_advantage()
             view = replace(view, advantage=link.advantage(view, state[index]))
+            self._touch(index, ~torch.isclose(view.token_advantage(), before, rtol=1e-5, atol=1e-7)[view.trained_mask])
         for index, link in chain.having(Rows):
             buffer = self.buffers.get(index)
             sampled = extras.get(index) if buffer is None else buffer.offered(trainer.state.global_step)
@@ -90,6 +96,11 @@ class RolloutStages:
             counted = local.trained_mask.sum()
             output["num_items_in_batch"] = trainer.accelerator.gather(counted).sum()
         return replace(local, signals={key: value for key, value in local.signals.items() if value.ndim == 2}), output  # states stay on this clock
+
+    def _touch(self, index: int, changed: Tensor) -> None:
+        """Notes which share of the responses, or of the trained tokens, a link has changed in this generation."""
+        key = self.trainer.chain.keys[index]
+        self.touched[key] = max(self.touched.get(key, 0.0), float(changed.float().mean()) if changed.numel() else 0.0)
 
     def _after(self, view: Rollouts, output: Mapping[str, Tensor]) -> None:
         """Buffers take what their links want of this generation, and states move."""
@@ -175,6 +186,7 @@ class RolloutStages:
         """Groups that the link drops are sampled again from fresh prompts for at most `rounds` rounds; what stays dropped is masked."""
         trainer = self.trainer
         keep = link.keep(view, trainer.chain_state[index])
+        self._touch(index, ~keep)
         size = trainer.num_generations
         dropped = [start for start in range(0, len(view), size) if not bool(keep[start : start + size].all())]
         filled: list[Sampled] = []

@@ -250,6 +250,10 @@ class IsentropeTrainer(GRPOTrainer):
         self.generations += 1
         return pack(rollouts, output)
 
+    def touched_rollouts(self) -> Mapping[str, float]:
+        """Link -> share of the responses or tokens of this generation whose reward or advantage it changed, or which it dropped."""
+        return {} if self._rollout_stages is None else self._rollout_stages.touched
+
     def _build_rollouts(self, output: Mapping[str, Tensor]) -> Rollouts:
         rows, rank = len(output["prompt_ids"]), self.accelerator.process_index
         row_id = torch.arange(rows, device=self.accelerator.device) + self.first_row(rows)
