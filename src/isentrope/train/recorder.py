@@ -315,6 +315,7 @@ def provenance(temperature: float, dtype: str, own_head: bool, cutting: str | No
     if cutting is not None:
         old = common | {"policy": "old", "mask": "draft"}
         found[f"steps.cut/{cutting}/entropy"] = Provenance(**old, aggregation="mean-over-cuts")
+        found[f"steps.cut/{cutting}/near_entropy"] = Provenance(**old, aggregation="mean-over-cuts-of-the-next-4-tokens")
         found[f"steps.cut/{cutting}/usual_entropy"] = Provenance(**old, aggregation="token-mean")
     return found
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from isentrope.train.trl import IsentropeTrainer
 
 _BRANCH = ORIGINS.index("branch")
+NEAR = 4  # tokens from a cut on, whose entropy is told beside that of the first of them
 
 
 class Regeneration:
@@ -124,26 +125,29 @@ class Regeneration:
         )
 
     def _figures(self, drafts: Drafts, found: Branches, first: int, second: int) -> dict[str, float]:
-        """Over all ranks: share of responses that are branches; mean share of the parent that they keep; entropy at the cuts and over all drafts, nats;
-        tokens sampled by either call, scored, and taken over."""
+        """Over all ranks: share of responses that are branches; mean share of the parent that they keep; entropy (nats) at the cuts, over the NEAR tokens
+        from each on, and over all drafts; tokens sampled by either call, scored, and taken over."""
         trainer, real = self.trainer, found.cut > 0
         parent, cut, mask = found.parent[real], found.cut[real], drafts.rollouts.trained_mask
         entropy = drafts.rollouts.signals.get("draft.entropy")
         none = torch.zeros_like(mask, dtype=torch.float32)
-        value = none if entropy is None else entropy
+        value = none if entropy is None else torch.where(mask, entropy, 0.0)
+        near = cut[:, None] + torch.arange(NEAR, device=mask.device)
+        inside = near < drafts.rollouts.lengths[parent][:, None]
+        beyond = torch.where(inside, value[parent[:, None], near.clamp(max=mask.shape[1] - 1)], 0.0).sum(-1) / inside.sum(-1).clamp(min=1)
         sums = torch.stack(
             [
-                real.sum(), (cut / drafts.rollouts.lengths[parent].clamp(min=1)).sum(), value[parent, cut].sum(), torch.where(mask, value, 0.0).sum(),
+                real.sum(), (cut / drafts.rollouts.lengths[parent].clamp(min=1)).sum(), value[parent, cut].sum(), beyond.sum(), value.sum(),
                 mask.sum(), found.cut.sum(), torch.tensor(first, device=mask.device), torch.tensor(second, device=mask.device),
                 torch.tensor(len(found.cut) + len(mask), device=mask.device),
             ]
         ).double()  # fmt: skip
-        branches, kept, at_cuts, everywhere, scored, taken, first, second, rows = trainer.accelerator.reduce(sums, reduction="sum").tolist()
-        entropies = {} if entropy is None else {"entropy": _over(at_cuts, branches), "usual_entropy": _over(everywhere, scored)}
+        branches, kept, at_cuts, nearby, everywhere, scored, taken, first, second, rows = trainer.accelerator.reduce(sums, reduction="sum").tolist()
+        entropies = {"entropy": _over(at_cuts, branches), "near_entropy": _over(nearby, branches), "usual_entropy": _over(everywhere, scored)}
         counts = {"first_tokens": first, "second_tokens": second, "scored_tokens": scored, "kept_tokens": taken}
         for name, value in counts.items():
             trainer._metrics["train"][f"isentrope/regenerate/{name}"].append(value)
-        return {"share": branches / rows, "kept": _over(kept, branches), **entropies, **counts}
+        return {"share": branches / rows, "kept": _over(kept, branches), **({} if entropy is None else entropies), **counts}
 
 
 def _over(total: float, count: float) -> float:

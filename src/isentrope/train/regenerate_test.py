@@ -176,6 +176,9 @@ def test_figures_recount_the_generation(model_path, tmp_path):
         assert figures["entropy"] == pytest.approx(float(entropy[found.parent[real], found.cut[real]].mean()))
         assert figures["usual_entropy"] == pytest.approx(float(entropy[drafts.rollouts.trained_mask].mean()))
         assert figures["entropy"] > figures["usual_entropy"]  # the one most uncertain of each
+        lengths = drafts.rollouts.lengths.tolist()
+        near = [entropy[row, at : min(at + 4, lengths[row])].mean() for row, at in zip(found.parent[real].tolist(), found.cut[real].tolist(), strict=True)]
+        assert figures["near_entropy"] == pytest.approx(float(torch.stack(near).mean()))
 
 
 def test_the_tape_tells_them(model_path, tmp_path):

@@ -27,9 +27,10 @@ Branching, step 2 of the method, is the link `ares-branch`; the released sampler
     some responses of a group are sampled first; where the mean of H over t .. t + w - 1 exceeds tau, one more response goes on from t
     tau as above, of the EARLIER generations (`memory`; 0 is the last one alone), so the first generation only measures
 
-A run of windows above tau is one trigger, at its first position (inferred). The budget follows the triggers: as many branches as a group has triggers, at
-most the responses that it still lacks, drawn by key where there are more (inferred); what is left over is sampled from the prompt. What a branch took over
-leaves the loss (inferred: the paper does not say who is credited for it).
+A run of windows above tau is one trigger, at its first position (inferred): the uncertain tokens lie in the window, and the one at the cut may be
+certain. The budget follows the triggers: as many branches as a group has triggers, at most the responses that it still lacks, drawn by key where there
+are more (inferred); what is left over is sampled from the prompt. What a branch took over leaves the loss (inferred: the paper does not say who is
+credited for it).
 
 Not here: the KL relaxed inside windows, the token bonus of Algorithm 1, the cold start.
 """

@@ -21,16 +21,17 @@ def cuts(run: Run, link: str, at: int) -> tuple[dict[str, Any], Markup]:
     told = _told(run, link, x[cut], share[cut])
     if not has(run.steps, f"cut/{link}/entropy"):
         return {}, missing(told)
-    step, at_cuts, usual = thinned(x[cut], values(run.steps, f"cut/{link}/entropy")[cut], values(run.steps, f"cut/{link}/usual_entropy")[cut])
+    step, at_cuts, near, usual = thinned(x[cut], *(values(run.steps, f"cut/{link}/{name}")[cut] for name in ("entropy", "near_entropy", "usual_entropy")))
     few = len(step) < 3
     series = [
         line("at the cuts", step, at_cuts, "entropy", width=3, label="at the cuts", marks=few),
+        line("the next four tokens", step, near, "entropy", width=1.5, label="next four", marks=few),
         line("all first responses", step, usual, "entropy-2", width=1.5, dash="dot", label="all tokens", marks=few),
     ]
     chart = lines(series, x="update", y="token entropy, nats", unit="nats")
     provenance = run.provenance(f"steps.cut/{link}/entropy")
     if provenance != NOT_RECORDED:
-        provenance += "; dotted: mean over all their tokens"
+        provenance += "; thin: mean over four tokens from the cut on; dotted: over all tokens"
     body = figure(f"cuts-{at}", "Entropy where responses were cut", told, thinning_note(x[cut]), provenance=provenance)
     return {f"cuts-{at}": chart}, body
 
