@@ -172,6 +172,5 @@ def test_what_a_link_does_to_rewards_groups_and_advantages_is_on_the_tape(tmp_pa
     assert (steps["touch/pay-every-fourth#2"] == 0).all()
     assert steps["touch/drop-first-group"].to_list() == pytest.approx([1 / groups] * 2)
     responses = (steps["length/mean"] * trainer.args.generation_batch_size).round()
-    second = steps["touch/lift-second-tokens"] * responses  # tokens that changed: one of every response of two or more
-    assert second.to_list() == pytest.approx(second.round().to_list(), abs=1e-3)
-    assert ((second > 0) & (second <= trainer.args.generation_batch_size)).all()
+    second = steps["touch/lift-second-tokens"] * responses  # the tokens that changed: one of every response, all of which have two
+    assert second.to_list() == pytest.approx([trainer.args.generation_batch_size] * 2)
