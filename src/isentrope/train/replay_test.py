@@ -139,3 +139,29 @@ def test_replayed_rows_come_with_their_log_probs_and_a_resumed_run_replays_the_s
     assert [int((one.origin == REPLAY).sum()) for one in second.recorder.generations] == [
         int((one.origin == REPLAY).sum()) for one in whole.recorder.generations[3:]
     ]
+
+
+class Engine(IsentropeTrainer):
+    """Tells, as vLLM does, a log-prob of every sampled token: here a number that names the token and its generation."""
+
+    def _generate_single_turn(self, *args, **kwargs):
+        ids, _ = super()._generate_single_turn(*args, **kwargs)
+        return ids, [[-float(token + 100 * self.generations) for token in row] for row in ids]
+
+
+def test_replayed_rows_keep_the_engines_log_probs_of_their_time(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "IsentropeTrainer", Engine)
+    whole = trainer_of(tmp_path / "run", save_tiny_model(tmp_path / "tiny"), 6)
+    train(whole)
+    replayed = 0
+    for step, rollouts in enumerate(whole.recorder.generations):
+        mask = rollouts.completion_mask
+        assert rollouts.sampling_log_probs.shape == mask.shape
+        generation = (-rollouts.sampling_log_probs - rollouts.completion_ids) / 100
+        for row in range(len(rollouts)):
+            of_row = set(generation[row][mask[row]].tolist())
+            assert of_row == {int(rollouts.row_id[row]) // 16}
+            again = int(rollouts.origin[row]) == REPLAY
+            replayed += again
+            assert (of_row != {step}) == again
+    assert replayed > 0

@@ -269,6 +269,9 @@ class RolloutStages:
                 output[key] = _put(_right(output[key], width, 0), target, _right(new.old_log_probs, width, 0))
             elif key in output:
                 output[key] = self._rescored(key, output, target, width)
+        if "sampling_per_token_logps" in output:  # the engine's, of the time when a row was sampled; NaN, as TRL has it, where it told none
+            told = torch.full_like(new.sampling_temperature, torch.nan) if new.sampling_log_probs is None else new.sampling_log_probs
+            output["sampling_per_token_logps"] = _put(_right(output["sampling_per_token_logps"], width, 0), target, _right(told, width, 0))
         old = replace(
             local,
             completion_ids=output["completion_ids"],
@@ -279,6 +282,7 @@ class RolloutStages:
             advantage=shaped,
             old_log_probs=output.get("old_per_token_logps"),
             ref_log_probs=output.get("ref_per_token_logps"),
+            sampling_log_probs=output.get("sampling_per_token_logps"),
             text=None if local.text is None else tuple(_replaced(local.text, target, new.text)),
             signals={},
             **{name: _put(local.__dict__[name], target, new.__dict__[name]) for name in _PER_ROW},
