@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from isentrope.control.objectives import Objective
-from isentrope.control.stages import Intervention, Select, stages_of
+from isentrope.control.stages import Filter, Intervention, Select, stages_of
 
 PRESET = "control-check"
 """The preset that the recipes run on: the embedded model, four updates per generation batch, each batch used twice."""
@@ -89,6 +89,10 @@ def vllm(link: Intervention) -> str:
         return "refused, because responses that go on from a cut go through transformers' generate"
     if "extra" in stages:
         return "refused, because extra rollouts at another temperature go through transformers' generate"
+    if isinstance(link, Select) and link.probe() is not None:
+        return "refused, because prompts are tried before training through transformers' generate"
+    if isinstance(link, Filter) and link.rounds > 0:
+        return "refused, because dropped groups are sampled again through transformers' generate; works with rounds=0"
     return "works"
 
 

@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from isentrope.control.objectives import Objective
 from isentrope.control.registry import build
-from isentrope.control.stages import Chain, Filter, Intervention, Regenerate, Sample
+from isentrope.control.stages import Chain, Extra, Filter, Intervention, Regenerate, Sample, Select
 from isentrope.errors import UserError
 
 TESTED_TRL = ("1.16",)
@@ -75,9 +75,17 @@ def refuse_options(args: GRPOConfig, chain: Chain) -> None:
         sampling = [chain.keys[index] for index, _ in chain.having(stage)]
         if sampling and backend:
             raise UserError(f"{', '.join(sampling)} {what}, which {backend} gives no hook for. Use plain generation.")
+    beside = [key for key, link in zip(chain.keys, chain.links, strict=True) if samples_beside(link)] if args.use_vllm else []
+    if beside:
+        raise UserError(f"{', '.join(beside)} samples beside the batch through transformers' generate, which a run with vLLM has not. Use plain generation.")
     for index, link in chain.having(Regenerate):
         assert isinstance(link, Regenerate)
         refuse_cutting(args, chain, chain.keys[index], link)
+
+
+def samples_beside(link: Intervention) -> bool:
+    """Whether it has responses sampled that are not TRL's own batch: extra ones, groups filled up, prompts tried before training."""
+    return isinstance(link, Extra) or (isinstance(link, Filter) and link.rounds > 0) or (isinstance(link, Select) and link.probe() is not None)
 
 
 def refuse_cutting(args: GRPOConfig, chain: Chain, key: str, link: Regenerate) -> None:

@@ -7,8 +7,11 @@ import torch
 from trl import GRPOTrainer
 
 from isentrope.control.cuts import Branches
+from isentrope.control.papers.aepo_arbitrary import AepoArbitrary
 from isentrope.control.papers.cure import Cure
+from isentrope.control.papers.weighted_grpo import WeightedGrpo
 from isentrope.control.placebo import placebo
+from isentrope.control.standard import DynamicSampling
 from isentrope.control.step import ORIGINS
 from isentrope.errors import UserError
 from isentrope.measure.tokens import Entropy, token_signals_from_logits
@@ -235,6 +238,12 @@ def test_engines_without_a_hook_are_refused_by_name(model_path, tmp_path):
         model_path, tmp_path, [CURE], use_vllm=True, vllm_importance_sampling_correction=False
     )
     assert "which continuous batching gives no hook for" in refused(model_path, tmp_path, [CURE], use_transformers_continuous_batching=True)
+
+
+@pytest.mark.parametrize("link", [AepoArbitrary(), DynamicSampling(), WeightedGrpo(pairs=8)])
+def test_what_samples_beside_the_batch_is_refused_with_vllm(link, model_path, tmp_path):
+    words = refused(model_path, tmp_path, [link], use_vllm=True, vllm_importance_sampling_correction=False)
+    assert words.startswith(f"{link.name} samples beside the batch through transformers' generate, which a run with vLLM has not.")
 
 
 def test_links_that_would_not_be_cut_are_refused_by_name(model_path, tmp_path):
