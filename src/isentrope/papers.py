@@ -73,7 +73,7 @@ def _intervention(name: str, cls: type[Intervention], titles: Mapping[str, str])
         "replaces": sorted(cls.replaces),
         "cost": cost(example),
         "vllm": vllm(example),
-        "verified": verified(cls.slug, marked),
+        "verified": verified(cls.slug if cls.recorded else None, marked),
         "inferred": marked,
         "effect": cls.effect,
         "recipe": shown(recipe(example)),

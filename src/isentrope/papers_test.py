@@ -115,7 +115,9 @@ def test_every_entry_tells_everything(entries):
 def test_verified_by_vectors_means_that_cases_were_recorded(entries):
     recorded = {path.stem.partition("__")[0] for path in (ROOT / "tests" / "vectors").glob("*.npz")}
     claimed = {item["slug"] for item in entries.values() if "vectors" in item["verified"]}
-    assert {"clip-cov", "siren", "forking-tokens"} <= claimed <= recorded
+    assert {"clip-cov", "siren", "forking-tokens", "cure"} <= claimed <= recorded
+    assert entries["ares"]["verified"] == ["vectors"]
+    assert entries["ares-branch"]["verified"] == ["identities", "inferred"]  # the recorded outputs of its slug are of the reward
 
 
 def test_the_cost_is_told_from_stages_and_signals(entries):
@@ -124,6 +126,12 @@ def test_the_cost_is_told_from_stages_and_signals(entries):
     assert entries["canon"]["cost"]["forwards_per_generation"] == 1
     assert entries["dual-clip"]["cost"]["text"].startswith("none")
     assert "hook" in entries["hapo"]["cost"]["text"]
+    assert entries["cure"]["cost"]["forwards_over_drafts"] == 1
+    assert entries["cure"]["cost"]["forwards_per_generation"] == 0
+    assert entries["ares-branch"]["cost"]["forwards_per_generation"] == 1
+    assert entries["cure"]["vllm"].startswith("refused")
+    assert entries["dynamic-sampling"]["vllm"].startswith("refused")
+    assert entries["clip-cov"]["vllm"] == "works"
     assert cost(registry()["dynamic-sampling"](rounds=0))["generated"] is None
 
 

@@ -35,6 +35,7 @@ class Intervention:
     effect: on entropy, in one sentence.
     replaces: options of the trainer that mean the same and are refused together with it.
     opposes: names of interventions that undo this one; chaining both warns.
+    recorded: whether the recorded official outputs of its slug, where there are some, are of this intervention.
     expected_failures: contract check -> reason, strict (one that passes is a failure).
     """
 
@@ -44,6 +45,7 @@ class Intervention:
     effect: ClassVar[str] = ""
     replaces: ClassVar[frozenset[str]] = frozenset()
     opposes: ClassVar[frozenset[str]] = frozenset()
+    recorded: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -283,6 +283,7 @@ class AresBranch(Intervention):
     slug = "ares"
     source = "ARES: Difficulty-Aware Token-Level Entropy Shaping, arXiv 2510.08457, section 3, Alg. 1 (the released sampler does not branch)"
     effect = "More responses pass through uncertain windows."
+    recorded = False
 
     first: int = 4  # responses to a prompt that are sampled before any branches
     width: int = 4  # tokens of a window
