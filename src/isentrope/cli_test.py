@@ -208,7 +208,7 @@ def test_one_paper_for_people_and_for_machines(run):
         assert words in out
     rows = json.loads(run("papers", "kl-cov", "--json")[1])
     assert [row["slug"] for row in rows] == ["clip-cov"]
-    assert "planned" in run("papers", "cure")[1]
+    assert "planned" in run("papers", "nous")[1]
     assert "joins every evaluation" in run("papers", "invisible-leash")[1]
 
 
