@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from isentrope.control.cuts import Branches, eligible
 from isentrope.control.stages import ExtraRequest, Intervention, Penalty, RowEdit, TokenWeight
 from isentrope.control.step import Need, Stats
 from isentrope.measure.tokens import Entropy
@@ -162,6 +163,30 @@ class CoolUncertain(Intervention):
 
 
 @dataclass(frozen=True)
+class CutAtRandom(Intervention):
+    """Regenerate: half of every group goes on from a random position of the other half."""
+
+    name = "cut-at-random"
+    source = _SOURCE
+    share: float = 0.5  # 0 cuts nothing
+
+    def neutral(self):
+        return replace(self, share=0.0)
+
+    def misfit(self, samples):
+        return "" if samples % 2 == 0 else f"halves of a group need an even number of responses. Got {samples}."
+
+    def drafts(self, samples, progress, state):
+        return samples // 2 if self.share else None
+
+    def branches(self, drafts, state, rng):
+        allowed = eligible(drafts, lambda text, special: not special)
+        keys = torch.where(allowed, rng.uniform(drafts.rollouts.row_id, allowed.shape[1]), -1.0)
+        parent = torch.arange(len(keys))
+        return Branches(parent, torch.where(allowed.any(-1), keys.argmax(-1), 0), allowed)
+
+
+@dataclass(frozen=True)
 class ShorterIsBetter(Intervention):
     """Reward: minus `coef` per trained token, relative to the padded length."""
 
@@ -251,7 +276,7 @@ class ReplayCorrect(Intervention):
 
 
 EXAMPLES: tuple[Intervention, ...] = (
-    KeepUncertain(), DropAtRandom(), WidenUncertain(), LiftChosen(), HoldLevel(), CoolUncertain(), ShorterIsBetter(), DropEqual(),
+    KeepUncertain(), DropAtRandom(), WidenUncertain(), LiftChosen(), HoldLevel(), CoolUncertain(), CutAtRandom(), ShorterIsBetter(), DropEqual(),
     CreditUncertain(), ReplayCorrect(),
 )  # fmt: skip
 """Every stage but `policy` occurs."""
