@@ -9,12 +9,14 @@ import os
 from types import ModuleType
 from typing import Any
 
-os.environ.setdefault("VERL_PLATFORM", "cpu")
-os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("VERL_PLATFORM", "cpu")
+    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
 os.environ.setdefault("VERL_USE_EXTERNAL_PLUGINS", "none")
 os.environ.setdefault("VERL_DISABLE_FLASH_ATTN_CE", "1")
 
-import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 

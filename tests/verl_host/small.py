@@ -24,7 +24,7 @@ def one_process() -> None:
         port = found.getsockname()[1]
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", rank=0, world_size=1)
 
 
 def actor_config(chain=(), **options):
@@ -40,7 +40,7 @@ def actor_config(chain=(), **options):
     return configs.FSDPActorConfig(**settings)
 
 
-def worker(config, *, micro: int = 4, strategy: str = "fsdp2", learning_rate: float = 1e-3, dynamic: bool = False, steps: int = 10):
+def worker(config, *, micro: int = 4, strategy: str = "fsdp2", learning_rate: float = 1e-3, dynamic: bool = False, steps: int = 10, packed: bool = False):
     """A training worker on the embedded model whose loss is verl's `ppo_loss` under `config`."""
     from verl.trainer.config import CheckpointConfig
     from verl.workers import engine_workers
@@ -51,7 +51,7 @@ def worker(config, *, micro: int = 4, strategy: str = "fsdp2", learning_rate: fl
         use_dynamic_bsz=dynamic, use_orig_params=strategy == "fsdp",
     )  # fmt: skip
     model = configs.HFModelConfig(
-        path=MODEL, use_remove_padding=False, enable_gradient_checkpointing=False, override_config={"attn_implementation": "eager"},
+        path=MODEL, use_remove_padding=packed, enable_gradient_checkpointing=False, override_config={"attn_implementation": "eager"},
     )  # fmt: skip
     settings = configs.TrainingWorkerConfig(
         model_type="language_model", model_config=model, engine_config=engine,

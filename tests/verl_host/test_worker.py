@@ -49,7 +49,7 @@ def test_an_update_is_the_same_in_one_micro_batch_and_in_several(link):
     chain = [{"clip-cov": {"name": "clip-cov", "ratio": 0.1, "low": 0.01, "high": 50.0}, "siren": {"name": "siren", "beta": 0.5}}.get(link, link)]
     whole, shown = slopes(small.actor_config(chain), micro=16)
     size = max(float(slope.abs().max()) for slope in whole.values())
-    for options in ({"micro": 2}, {"micro": 1}, {"dynamic": True}):
+    for options in ({"micro": 1}, {"dynamic": True}, {"micro": 4, "packed": True}):
         parts, _ = slopes(small.actor_config(chain), **options)
         assert differ(whole, parts) < 1e-5 * size, options
     plain, _ = slopes(small.actor_config(), micro=16)
