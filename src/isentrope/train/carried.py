@@ -99,9 +99,6 @@ def refuse_cutting(args: GRPOConfig, chain: Chain, key: str, link: Regenerate) -
     beside = [chain.keys[index] for index, _ in chain.having(Sample)]
     if beside:
         raise UserError(f"{key} and {', '.join(beside)} both change how responses are sampled, and are not carried together. Drop one of them.")
-    refilling = [chain.keys[index] for index, one in chain.having(Filter) if isinstance(one, Filter) and one.rounds > 0]
-    if refilling:
-        raise UserError(f"{', '.join(refilling)} fills groups with plain responses, which {key} would not cut. Set rounds=0 there.")
     rows = args.per_device_train_batch_size * args.steps_per_generation
     if rows % samples:
         raise UserError(

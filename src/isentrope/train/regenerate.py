@@ -6,11 +6,13 @@ tokens out of the loss and out of `num_items_in_batch`, on which every loss type
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from trl import GRPOTrainer
 
 from isentrope.control.cuts import Branches, Drafts, contexts
@@ -23,20 +25,31 @@ if TYPE_CHECKING:
     from isentrope.train.trl import IsentropeTrainer
 
 _BRANCH = ORIGINS.index("branch")
+COUNTS = ("first_tokens", "second_tokens", "scored_tokens", "kept_tokens")
 NEAR = 4  # tokens from a cut on, whose entropy is told beside that of the first of them
 
 
-class Regeneration:
-    """Runs the link `index` of a trainer's chain.
+@dataclass(frozen=True)
+class Responses:
+    """Token ids of every row; how many of them it took over (None: nothing was cut); what is told of it, over all ranks (see `_figures`)."""
 
-    kept: of every local row of the last generation, how many tokens it took over; None where nothing was cut.
-    figures: of the last generation, over all ranks (see `_figures`).
-    """
+    ids: list[list[int]]
+    kept: list[int] | None = None
+    figures: Mapping[str, float] = field(default_factory=lambda: {"share": 0.0})
+
+    def own(self, mask: Bool[Tensor, "response token"]) -> Bool[Tensor, "response token"]:
+        """The counted tokens that a row did not take over."""
+        if self.kept is None:
+            return mask
+        return mask & (torch.arange(mask.shape[1], device=mask.device) >= torch.tensor(self.kept, device=mask.device)[:, None])
+
+
+class Regeneration:
+    """Runs the link `index` of a trainer's chain. `last`: the local rows of the last generation batch."""
 
     def __init__(self, trainer: "IsentropeTrainer", index: int, link: Regenerate):
         self.trainer, self.index, self.link = trainer, index, link
-        self.kept: list[int] | None = None
-        self.figures: dict[str, float] = {}
+        self.last = Responses([])
         self.wanted = [need.signal for need in trainer.chain.links[index].needs if need.policy == "draft"]
         self._texts: dict[int, str] = {}
         self._special = frozenset(trainer._tokenizer.all_special_ids)
@@ -45,18 +58,29 @@ class Regeneration:
     def key(self) -> str:
         return self.trainer.chain.keys[self.index]
 
+    @property
+    def figures(self) -> Mapping[str, float]:
+        return self.last.figures
+
     def generate(self, prompt_ids: Sequence[list[int]], samples: int) -> list[list[int]]:
-        """The responses to a local generation batch, whose rows stand group by group."""
+        """The responses to a local generation batch, counted in the metrics."""
+        self.last = self.responses(prompt_ids, samples, self.trainer.first_row(len(prompt_ids)))
+        for name in COUNTS:
+            if name in self.last.figures:
+                self.trainer._metrics["train"][f"isentrope/regenerate/{name}"].append(self.last.figures[name])
+        return self.last.ids
+
+    def responses(self, prompt_ids: Sequence[list[int]], samples: int, first_row: int) -> Responses:
+        """`samples` responses to each prompt; rows stand group by group, their ids begin at `first_row`."""
         trainer = self.trainer
         first = self.link.drafts(samples, trainer.progress, trainer.chain_state[self.index])
         if first is None:
-            self.kept, self.figures = None, {"share": 0.0}
-            return self._sampled(list(prompt_ids), samples)
+            return Responses(self._sampled(list(prompt_ids), samples))
         early = [row for row in range(len(prompt_ids)) if row % samples < first]
         late = [row for row in range(len(prompt_ids)) if row % samples >= first]
         prompts = [prompt_ids[row] for row in early]
         responses = self._sampled(prompts, first)
-        drafts = self._scored(early, prompts, responses, samples, first)
+        drafts = self._scored(early, prompts, responses, samples, first, first_row)
         found = self.link.branches(drafts, trainer.chain_state[self.index], trainer.rng(-1 - trainer.generations).child(self.index))
         self._check(found, drafts, len(late))
         parents, cuts = found.parent.tolist(), found.cut.tolist()
@@ -65,27 +89,24 @@ class Regeneration:
             rest = self._sampled(begun, samples - first)
         rest = [ids[: drafts.longest - cut] for ids, cut in zip(rest, cuts, strict=True)]
         whole: list[list[int]] = [[] for _ in prompt_ids]
-        self.kept = [0] * len(prompt_ids)
+        kept = [0] * len(prompt_ids)
         for row, ids in zip(early, responses, strict=True):
             whole[row] = ids
         for row, parent, cut, ids in zip(late, parents, cuts, rest, strict=True):
-            whole[row], self.kept[row] = [*responses[parent][:cut], *ids], cut
-        self.figures = self._figures(drafts, found, sum(map(len, responses)), sum(map(len, rest)))
-        return whole
+            whole[row], kept[row] = [*responses[parent][:cut], *ids], cut
+        return Responses(whole, kept, self._figures(drafts, found, sum(map(len, responses)), sum(map(len, rest))))
 
     def masks(self, completion_ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """1 where the response was sampled, 0 where it was taken over: TRL's `tool_mask`."""
-        kept = [0] * len(completion_ids) if self.kept is None else self.kept
+        kept = [0] * len(completion_ids) if self.last.kept is None else self.last.kept
         return [[0] * cut + [1] * (len(ids) - cut) for cut, ids in zip(kept, completion_ids, strict=True)]
 
     def marked(self, rollouts: Rollouts) -> Rollouts:
         """The rollouts with their origin, and what was taken over out of the loss."""
-        if self.kept is None:
+        if self.last.kept is None:
             return rollouts
-        kept = torch.tensor(self.kept, device=rollouts.row_id.device)
-        position = torch.arange(rollouts.trained_mask.shape[1], device=kept.device)
-        trained = rollouts.trained_mask & (position >= kept[:, None])
-        return replace(rollouts, trained_mask=trained, origin=torch.where(kept > 0, _BRANCH, rollouts.origin))
+        kept = torch.tensor(self.last.kept, device=rollouts.row_id.device)
+        return replace(rollouts, trained_mask=self.last.own(rollouts.trained_mask), origin=torch.where(kept > 0, _BRANCH, rollouts.origin))
 
     # --- parts
 
@@ -93,17 +114,16 @@ class Regeneration:
         with self.trainer.sampling({"prompt_ids": prompt_ids}):
             return GRPOTrainer._generate_single_turn(self.trainer, prompt_ids, None, {}, samples)[0]
 
-    def _scored(self, rows: list[int], prompts: Sequence[list[int]], responses: Sequence[list[int]], samples: int, first: int) -> Drafts:
+    def _scored(self, rows: list[int], prompts: Sequence[list[int]], responses: Sequence[list[int]], samples: int, first: int, first_row: int) -> Drafts:
         """The drafts with their signals, by one pass without gradient; ids of rows and groups are those that the batch will have."""
         trainer = self.trainer
-        total = len(rows) // first * samples
         prompt_ids, prompt_mask = padded(trainer, prompts, left=True)
         ids, mask = padded(trainer, responses, left=False)
         text = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask.long(), "completion_ids": ids, "completion_mask": mask.long()}
         signals = policy_signals(trainer, text, mask, self.wanted)
-        row_id = trainer.first_row(total) + torch.tensor(rows, device=mask.device)
+        place = torch.tensor(rows, device=mask.device)
         rollouts = Rollouts.of(
-            mask, row_id=row_id, group=row_id // samples, completion_ids=ids, truncated=trainer.truncated(responses),
+            mask, row_id=first_row + place, group=first_row // samples + place // samples, completion_ids=ids, truncated=trainer.truncated(responses),
             sampling_temperature=torch.full(mask.shape, float(trainer.temperature), device=mask.device),
             signals={f"draft.{key}": value for key, value in signals.items()},
         )  # fmt: skip
@@ -144,9 +164,7 @@ class Regeneration:
         ).double()  # fmt: skip
         branches, kept, at_cuts, nearby, everywhere, scored, taken, first, second, rows = trainer.accelerator.reduce(sums, reduction="sum").tolist()
         entropies = {"entropy": _over(at_cuts, branches), "near_entropy": _over(nearby, branches), "usual_entropy": _over(everywhere, scored)}
-        counts = {"first_tokens": first, "second_tokens": second, "scored_tokens": scored, "kept_tokens": taken}
-        for name, value in counts.items():
-            trainer._metrics["train"][f"isentrope/regenerate/{name}"].append(value)
+        counts = dict(zip(COUNTS, (first, second, scored, taken), strict=True))
         return {"share": branches / rows, "kept": _over(kept, branches), **({} if entropy is None else entropies), **counts}
 
 

@@ -167,6 +167,27 @@ def test_neutral_samples_and_trains_as_the_empty_chain_does(model_path, tmp_path
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+def test_groups_that_are_filled_up_are_cut_like_the_others(model_path, tmp_path):
+    """DAPO's filter beside CURE, as in the paper: a dropped group is sampled again with drafts and branches of its own."""
+    seen = Seen()
+    links = [CURE, DynamicSampling(rounds=3, spread=0.2)]
+    trainer, *_ = run(IsentropeTrainer, model_path, options(tmp_path, max_steps=4), control=links, recorder=seen)
+    kept = []
+    for rollouts in seen.generations:
+        fresh = (rollouts.row_id >= 1 << 40).view(-1, 4)
+        assert (fresh == fresh[:, :1]).all()  # whole groups
+        for group in fresh[:, 0].nonzero().flatten().tolist():
+            for row in range(4 * group, 4 * group + 4):
+                ids, text, own = rollouts.completion_ids[row], rollouts.completion_mask[row], rollouts.trained_mask[row]
+                cut = int((text & ~own).sum())
+                assert cut == 0 or row % 4 >= 2
+                assert torch.equal(ids[:cut], rollouts.completion_ids[row - 2][:cut])
+                kept.append(cut)
+    assert sum(cut > 0 for cut in kept) > 2
+    logged = [entry for entry in trainer.state.log_history if "isentrope/extra_tokens" in entry]
+    assert logged
+
+
 def test_figures_recount_the_generation(model_path, tmp_path):
     _, seen, shown = spied(model_path, tmp_path)
     for rollouts, figures, (drafts, found) in zip(seen.generations, seen.figures, shown, strict=True):
@@ -246,14 +267,8 @@ def test_what_samples_beside_the_batch_is_refused_with_vllm(link, model_path, tm
     assert words.startswith(f"{link.name} samples beside the batch through transformers' generate, which a run with vLLM has not.")
 
 
-def test_links_that_would_not_be_cut_are_refused_by_name(model_path, tmp_path):
+def test_temperatures_per_token_are_refused_by_name(model_path, tmp_path):
     assert "cure and hapo both change how responses are sampled" in refused(model_path, tmp_path, [CURE, "hapo"])
-    words = refused(model_path, tmp_path, [CURE, "dynamic-sampling"])
-    assert words == "dynamic-sampling fills groups with plain responses, which cure would not cut. Set rounds=0 there."
-    IsentropeTrainer(
-        model=model_path, reward_funcs=share_of_vowels, args=options(tmp_path), train_dataset=toy_prompts(),
-        control=[CURE, {"name": "dynamic-sampling", "rounds": 0}],
-    )  # fmt: skip
 
 
 def test_a_group_on_two_processes_is_refused_with_the_numbers(model_path, tmp_path):

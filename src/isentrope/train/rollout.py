@@ -139,18 +139,26 @@ class RolloutStages:
         return self.sampled(prompts, torch.tensor(chosen, device=view.group.device), request.temperature, request.samples)
 
     def sampled(
-        self, rows: Sequence[Mapping[str, Any]], group: Tensor, temperature: float, samples: int, *, counted: str = "isentrope/extra_tokens"
-    ) -> Sampled:
-        """A response to each of `rows` by the current policy, shared among the ranks and scored; `counted`: the metric that counts its tokens."""
+        self, rows: Sequence[Mapping[str, Any]], group: Tensor, temperature: float, samples: int, *, counted: str = "isentrope/extra_tokens",
+        whole: bool = False,
+    ) -> Sampled:  # fmt: skip
+        """A response to each of `rows` by the current policy, shared among the ranks and scored.
+
+        counted: the metric that counts its tokens. whole: rows are groups of `samples`, each on one rank, made up as the batch's own are.
+        """
         trainer, accelerator = self.trainer, self.trainer.accelerator
         world, rank = accelerator.num_processes, accelerator.process_index
-        share = -(-len(rows) // world)
+        share = -(-len(rows) // (world * samples)) * samples if whole else -(-len(rows) // world)
+        first_row = rank * share + _EXTRA_ROWS + trainer.generations * (1 << 20)
         mine = [rows[min(position, len(rows) - 1)] for position in range(rank * share, (rank + 1) * share)]
         kept_scores = trainer._scored
         prompts = [row["prompt"] for row in mine]
         prompt_lists, images, multimodal = trainer._tokenize_prompts(prompts)
         with generating(trainer, temperature=float(temperature)):
-            if trainer.player is None:
+            if whole and trainer.regeneration is not None:
+                found = trainer.regeneration.responses(prompt_lists, samples, first_row)
+                ids, told = found.ids, lambda mask: {"mask": found.own(mask), "completion_mask": mask, "truncated": trainer.truncated(found.ids)}
+            elif trainer.player is None:
                 ids, _ = GRPOTrainer._generate_single_turn(trainer, prompt_lists, images, multimodal, samples)
                 told = lambda mask: {"mask": mask, "truncated": trainer.truncated(ids)}  # noqa: E731
             else:
@@ -164,7 +172,7 @@ class RolloutStages:
         completion_ids, mask = padded(trainer, ids, left=False)
         local = Rollouts.of(
             **told(mask),
-            row_id=torch.arange(share, device=mask.device) + rank * share + _EXTRA_ROWS + trainer.generations * (1 << 20),
+            row_id=torch.arange(share, device=mask.device) + first_row,
             group=group[torch.arange(rank * share, (rank + 1) * share, device=mask.device).clamp(max=len(rows) - 1)],
             origin=torch.full((share,), _BRANCH, device=mask.device),
             completion_ids=completion_ids,
@@ -215,7 +223,7 @@ class RolloutStages:
         chosen = (keys * len(trainer.train_dataset)).long().tolist()
         rows = [dict(trainer.train_dataset[int(position)]) for position in chosen for _ in range(size)]
         group = torch.arange(groups, device=trainer.accelerator.device).repeat_interleave(size) + _EXTRA_ROWS + attempt * groups
-        sampled = self.sampled(rows, group, float(trainer.temperature), size)
+        sampled = self.sampled(rows, group, float(trainer.temperature), size, whole=True)
         parts = []
         for start in range(0, len(rows), size):
             at = torch.arange(start, start + size, device=group.device)

@@ -19,8 +19,8 @@ its divisor: given that prefix the rest is an unbiased score-function term, so a
 Code and here: the script writes prompt and prefix into a buffer of 1500 tokens and keeps the FIRST of them, so late cuts silently become earlier ones,
 and a branch may use the whole response budget after its prefix, which its length penalty does not see. Here the prefix belongs to the response: all of
 it is at most trl.max_completion_length, lengths and penalties see all of it, and a cut that would leave fewer than `room` tokens is not admitted.
-The printed objective was not seen; the method is that of the code. DAPO's filter is the link `dynamic-sampling` beside this one, with rounds=0: groups
-sampled to fill up would be plain ones.
+The printed objective was not seen; the method is that of the code. DAPO's filter is the link `dynamic-sampling` beside this one: groups that
+it has sampled again are cut like the others.
 """
 
 from dataclasses import dataclass, replace
