@@ -155,13 +155,9 @@ class Regeneration:
         near = cut[:, None] + torch.arange(NEAR, device=mask.device)
         inside = near < drafts.rollouts.lengths[parent][:, None]
         beyond = torch.where(inside, value[parent[:, None], near.clamp(max=mask.shape[1] - 1)], 0.0).sum(-1) / inside.sum(-1).clamp(min=1)
-        sums = torch.stack(
-            [
-                real.sum(), (cut / drafts.rollouts.lengths[parent].clamp(min=1)).sum(), value[parent, cut].sum(), beyond.sum(), value.sum(),
-                mask.sum(), found.cut.sum(), torch.tensor(first, device=mask.device), torch.tensor(second, device=mask.device),
-                torch.tensor(len(found.cut) + len(mask), device=mask.device),
-            ]
-        ).double()  # fmt: skip
+        share = cut / drafts.rollouts.lengths[parent].clamp(min=1)
+        told = (real.sum(), share.sum(), value[parent, cut].sum(), beyond.sum(), value.sum(), mask.sum(), found.cut.sum(), first, second, len(real) + len(mask))
+        sums = torch.tensor([float(one) for one in told], dtype=torch.float64, device=mask.device)
         branches, kept, at_cuts, nearby, everywhere, scored, taken, first, second, rows = trainer.accelerator.reduce(sums, reduction="sum").tolist()
         entropies = {"entropy": _over(at_cuts, branches), "near_entropy": _over(nearby, branches), "usual_entropy": _over(everywhere, scored)}
         counts = dict(zip(COUNTS, (first, second, scored, taken), strict=True))
