@@ -22,9 +22,10 @@ UNTOLD = "not told"
 EVALUATED = {
     "invisible-leash": "joins every evaluation: isentrope.measure.answers.support; `support.*` in a run's summary.json, and its report",
     "safe-rl-reasoning": "joins every evaluation: isentrope.train.shift; the entropy profile by context in a run's report",
+    "multi-agent-entropy": "measure: isentrope.measure.agents, the features; isentrope.lab.judger and isentrope.lab.transcripts, the choice among runs",
     "policy-cliff": "theory: isentrope.explain.stability, how far an optimal policy can move when its reward moves a little",
 }
-"""Papers whose part here is no intervention but joins every evaluation, or is theory: slug -> where it stands."""
+"""Papers whose part here is no intervention but joins every evaluation, is a measure of its own, or theory: slug -> where it stands."""
 
 
 def catalogue() -> list[dict[str, Any]]:
