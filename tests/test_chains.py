@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from isentrope.control.objectives import Objective
 from isentrope.control.registry import registry
-from isentrope.control.stages import Chain, Policy, Reward, chain, policy_loss, survey
+from isentrope.control.stages import Chain, Policy, Regenerate, Reward, chain, policy_loss, survey
 from isentrope.control.step import join_steps, micro_batches
 from isentrope.testing.checks import distance
 from isentrope.testing.world import RNG, World, group_advantage, roll, world
 
 NAMES = sorted(registry())
 WINDOWLESS = {"kl-cov", "dispo", "aepo-agentic"}
-POLICIES = {name for name in NAMES if issubclass(registry()[name], Policy)}
+POLICIES, CUTTING = ({name for name in NAMES if issubclass(registry()[name], stage)} for stage in (Policy, Regenerate))
 AGGREGATIONS = ("grpo", "dapo", "dr_grpo")
 
 
@@ -45,10 +45,10 @@ def played(control: Chain, scene: World, objective: Objective, slices: int = 1) 
 
 
 def chains(names: list[str]) -> st.SearchStrategy[list[str]]:
-    """At most one link may choose the policy of the ratio; hapo's window and a link that leaves no window are refused together, in words."""
+    """At most one link may choose the policy of the ratio, at most one may re-generate; hapo's window and a link that leaves none are refused together."""
 
     def allowed(chosen: list[str]) -> bool:
-        return sum(name in POLICIES for name in chosen) <= 1 and not ("hapo" in chosen and WINDOWLESS & set(chosen))
+        return all(sum(name in kind for name in chosen) <= 1 for kind in (POLICIES, CUTTING)) and not ("hapo" in chosen and WINDOWLESS & set(chosen))
 
     return st.lists(st.sampled_from(names), min_size=2, max_size=4).filter(allowed)
 
@@ -140,5 +140,5 @@ def test_a_chain_is_a_value():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_link_twice_has_two_keys(name):
-    if name not in POLICIES:
+    if name not in POLICIES | CUTTING:
         assert built([name, name]).keys == (name, f"{name}#2")
