@@ -49,11 +49,14 @@ def as_verl(given):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_loss_and_gradient_are_those_of_the_pure_function(case):
+def test_loss_and_gradient_are_those_of_the_pure_function(case, record_property):
     made = small.worker(small.actor_config(case.chain, loss_seed=SEED, ppo_micro_batch_size_per_gpu=2), micro=2, learning_rate=0.0, steps=UPDATES)
     seen = small.watch_gradients(made)
     for update, given in enumerate(batches()):
         output = made.train_mini_batch(as_verl(given))
-        loss = float(np.sum(tu.get(output, "metrics")["loss"]))
-        assert loss == pytest.approx(float(case.expected[f"{update}/loss"]), abs=2e-6)
-        assert difference(fingerprint(seen[update]), case.expected, update) < 2e-5
+        loss = abs(float(np.sum(tu.get(output, "metrics")["loss"])) - float(case.expected[f"{update}/loss"]))
+        gradient = difference(fingerprint(seen[update]), case.expected, update)
+        record_property("loss", loss)
+        record_property("gradient", gradient)
+        assert loss < 2e-6
+        assert gradient < 2e-5
