@@ -9,7 +9,7 @@ from isentrope.report import synthetic
 from isentrope.report.data import Run, read
 from isentrope.report.sections import support
 from isentrope.report.words import percent, whole
-from isentrope.train.shift import ends, profile, support_figures
+from isentrope.train.shift import ends, majorities, profile, support_figures
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,18 @@ def test_prompts_that_changed_sides_are_listed(run):
     lost = found.end.filter(pl.Series((base > 0) & (tuned == 0)))["prompt"].to_list()
     assert 0 < len(lost) <= support.MAX_PROMPTS
     assert all(f"<td>lost</td><td><code>{text}</code>" in html for text in lost)
+
+
+def test_the_first_majority_is_open_where_nobody_told_what_is_right(run):
+    wrong = next(row for row in majorities(run.answers) if row.first == "wrong")
+    labelled = support.section(run).html()
+    assert f"was wrong for {whole(wrong.prompts)} prompts at the start; at the end it is right for {whole(wrong.right)} of them" in labelled
+    assert "<details><summary>What became of the first majority" in labelled
+    assert "pays a wrong majority" not in labelled
+    unlabelled = support.section(dataclasses.replace(run, record={"control": [{"name": "empo"}]})).html()
+    assert '<details open="open"><summary>What became of the first majority' in unlabelled or "<details open><summary>What became" in unlabelled
+    assert "pays a wrong majority as it pays a right one" in unlabelled
+    assert "first majority" not in support.section(dataclasses.replace(run, answers=flat(2, 3))).html()
 
 
 def test_an_old_run_without_the_table_is_told_so(run):

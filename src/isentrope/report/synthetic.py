@@ -296,6 +296,7 @@ def _answers(rng: np.random.Generator, updates: int, hostile: bool) -> pl.DataFr
             text = f"What is {11 + group} + {97 - group // 2}?" + (HOSTILE[group % len(HOSTILE)] if hostile else "")
             row = {"step": step, "group": group, "prompt": text, "kind": HOSTILE[group % 3] if hostile else None, "samples": 16, "correct": right}
             row |= {"answers": json.dumps([[text if hostile else "108", right], [None, 16 - right]]), "tokens": 432, "entropy": 0.5 * (1 - progress) + 0.03}
+            row |= {"majority": float(right >= 8) if right else None}
             row |= {"tokens/right": 27 * right, "entropy/right": row["entropy"] * 0.9 if right else None}
             row |= {"tokens/wrong": 432 - 27 * right, "entropy/wrong": row["entropy"] * 1.2 if right < 16 else None}
             for place in range(10):

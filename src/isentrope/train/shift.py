@@ -4,6 +4,7 @@ The tape's table `answers` has one row per held-out prompt and evaluation, made 
 
 - the support shift: which prompts the start and the end of the run answer right at least once in their n samples (sheet `invisible-leash`,
   arXiv 2507.14843; item = prompt, the sheet's default; the start of the run is its base model);
+- what became of majorities (`empo`, `spine`: rewards without labels pay agreement, and a wrong majority is paid like a right one);
 - the entropy profile: mean token entropy by context, start against end (sheet `safe-rl-reasoning`, arXiv 2512.01848, method 2 and 4; its
   method is inferred). A context here is one of three kinds: a class of prompts (the task's column `kind` where it has one of 2 to 8
   values, else how often the START answered them right, so that a prompt stays in its class); the responses judged right, or wrong; a tenth
@@ -47,7 +48,7 @@ def _prompt_row(drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     answers = Counter(one["answer"] for one in drawn).most_common(MAX_ANSWERS)
     row = {
         "group": first["group"], "prompt": text, "kind": first.get("kind"), "samples": len(drawn), "correct": sum(bool(one["correct"]) for one in drawn),
-        "answers": json.dumps([[None if answer is None else str(answer)[:MAX_ANSWER], count] for answer, count in answers]),
+        "majority": majority(drawn), "answers": json.dumps([[None if answer is None else str(answer)[:MAX_ANSWER], count] for answer, count in answers]),
     }  # fmt: skip
     sums = {"": (sum(one["length"] for one in drawn), sum(one["entropy"] * one["length"] for one in drawn))}
     for part, right in (("/right", True), ("/wrong", False)):
@@ -58,6 +59,16 @@ def _prompt_row(drawn: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for part, (tokens, total) in sums.items():
         row |= {f"tokens{part}": tokens, f"entropy{part}": total / tokens if tokens else None}
     return row
+
+
+def majority(drawn: Sequence[Mapping[str, Any]]) -> float | None:
+    """Whether the most frequent answer of a prompt is judged right: 1 or 0, the share of right ones among answers that tie; None without an answer."""
+    votes = Counter(one["answer"] for one in drawn if one["answer"] is not None)
+    if not votes:
+        return None
+    tied = [answer for answer, count in votes.items() if count == max(votes.values())]
+    right = {one["answer"] for one in drawn if one["correct"]}
+    return sum(answer in right for answer in tied) / len(tied)
 
 
 # --- start against end
@@ -96,6 +107,43 @@ def ends(answers: pl.DataFrame) -> Ends | None:
     if start["group"].to_list() != end["group"].to_list() or len({*start["samples"].to_list(), *end["samples"].to_list()}) != 1:
         return None
     return Ends(start, end, int(start["samples"][0]))
+
+
+@dataclass(frozen=True)
+class Majority:
+    """Prompts whose first majority was of one kind: how many; the mean share of right answers at the start and at the end, with the 95 % bootstrap
+    interval of the change; and how many have a right and a wrong majority at the end (the rest is tied or silent)."""
+
+    first: str
+    prompts: int
+    start: float
+    end: float
+    low: float | None
+    high: float | None
+    right: int
+    wrong: int
+
+
+def majorities(answers: pl.DataFrame) -> list[Majority]:
+    """What became of the prompts whose first majority was right, wrong, or neither; empty without two evaluations that recorded it. Deterministic."""
+    found = ends(answers)
+    if found is None or not all("majority" in frame.columns for frame in (found.start, found.end)):
+        return []
+    before, after = (_numbers(frame, "majority") for frame in (found.start, found.end))
+    start, end = (count / found.samples for count in found.correct())
+    kinds = (("right", before == 1), ("wrong", before == 0), ("tied or none", ~np.isin(before, (0.0, 1.0))))
+    rows = []
+    for name, inside in kinds:
+        count = int(inside.sum())
+        if not count:
+            continue
+        change, low, high = (end - start)[inside], None, None
+        if count > 1:
+            drawn = np.random.default_rng(0).choice(change, size=(RESAMPLES, count)).mean(axis=1)
+            low, high = (float(edge) for edge in np.quantile(drawn, (0.025, 0.975)))
+        final = after[inside]
+        rows.append(Majority(name, count, float(start[inside].mean()), float(end[inside].mean()), low, high, int((final == 1).sum()), int((final == 0).sum())))
+    return rows
 
 
 def support_figures(answers: pl.DataFrame) -> dict[str, Any]:

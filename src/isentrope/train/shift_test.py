@@ -11,7 +11,7 @@ import pytest
 
 from isentrope.train.evaluate import evaluate
 from isentrope.train.models import load
-from isentrope.train.shift import ENTROPIES, PLACES, TENTHS, chance_flips, ends, profile, prompt_rows, support_figures, tenths
+from isentrope.train.shift import ENTROPIES, PLACES, TENTHS, chance_flips, ends, majorities, majority, profile, prompt_rows, support_figures, tenths
 from isentrope.train.tasks import build
 
 
@@ -134,3 +134,31 @@ def test_a_context_without_tokens_at_one_end_has_no_change():
     (right,) = [context for context in profile(answers) if context.kind == "responses"]
     assert (right.start, right.end, right.change, right.low) == (None, 0.25, None, None)
     assert dataclasses.astuple(right)[:3] == ("responses", "right", 2)
+
+
+# --- majorities
+
+
+def votes(*said: tuple[str | None, bool]) -> list[dict]:
+    return [{"answer": answer, "correct": right} for answer, right in said]
+
+
+def test_a_majority_is_the_most_frequent_answer_and_its_verdict():
+    assert majority(votes(("4", True), ("5", False), ("4", True))) == 1
+    assert majority(votes(("4", True), ("5", False), ("5", False))) == 0
+    assert majority(votes(("4", True), ("5", False))) == 0.5
+    assert majority(votes((None, False), (None, False), ("4", True))) == 1  # no answer is no vote
+    assert majority(votes((None, False))) is None
+    assert prompt_rows([response(0, 1, True, "7", [1.0]), response(0, 1, False, "8", [1.0]), response(0, 1, True, "7", [1.0])], 3)[0]["majority"] == 1
+
+
+def test_what_became_of_majorities_by_hand():
+    start = [row | {"majority": value} for row, value in zip(rows(0, [3, 1, 1, 2, 0]), (1.0, 0.0, 0.0, 0.5, None), strict=True)]
+    end = [row | {"majority": value} for row, value in zip(rows(9, [4, 0, 4, 4, 0]), (1.0, 0.0, 1.0, 1.0, None), strict=True)]
+    right, wrong, tied = majorities(frame(start, end))
+    assert (right.first, right.prompts, right.start, right.end, right.low) == ("right", 1, 0.75, 1.0, None)
+    assert (wrong.first, wrong.prompts, wrong.start, wrong.end, wrong.right, wrong.wrong) == ("wrong", 2, 0.25, 0.5, 1, 1)
+    assert wrong.low == -0.25
+    assert wrong.high == 0.75
+    assert (tied.first, tied.prompts, tied.start, tied.end, tied.right, tied.wrong) == ("tied or none", 2, 0.25, 0.5, 1, 0)
+    assert majorities(frame(rows(0, [1]), rows(9, [2]))) == []  # a tape of before this column

@@ -9,9 +9,11 @@ from isentrope.report.data import Run
 from isentrope.report.figure import Section, figure, line, lines, missing, table
 from isentrope.report.markup import Markup, element, join, visible
 from isentrope.report.words import NONE, finite, percent, short, whole
-from isentrope.train.shift import Context, Ends, ends, profile, support_figures
+from isentrope.train.shift import Context, Ends, ends, majorities, profile, support_figures
 
 MAX_PROMPTS, MAX_TEXT = 12, 160
+UNLABELLED = frozenset({"empo"})
+"""Interventions that pay responses without a label."""
 ID, NAV, TITLE = "support", "Support", "What did it gain, what did it lose?"
 RATES = (
     ("srr", "kept, of what the base solved", "SRR"),
@@ -31,7 +33,7 @@ def section(run: Run) -> Section:
     figures = {name.removeprefix("support."): value for name, value in support_figures(run.answers).items()}
     contexts = profile(run.answers)
     chart, picture = _by_tenth(run, found, contexts)
-    body = join([element("div", join([_support(figures), picture]), class_="pair"), _contexts(found, contexts), _prompts(run, found)])
+    body = join([element("div", join([_support(figures), picture]), class_="pair"), _majorities(run, found), _contexts(found, contexts), _prompts(run, found)])
     return Section(ID, NAV, TITLE, body, {} if chart is None else {"entropy-tenths": chart}, lead=_lead(found, figures))
 
 
@@ -79,6 +81,42 @@ def _cannot(figures: dict[str, Any]) -> list[str]:
         said.append(f"None was lost among {whole(base)}: the interval has no width, yet up to {percent(bound)} of such prompts could be (95 %).")
     said.append("Intervals: bootstrap over the prompts. One run, one seed, this task's prompts.")
     return said
+
+
+# --- majorities
+
+
+def _majorities(run: Run, found: Ends) -> Markup | None:
+    """Open where the run was paid without labels: there a wrong majority at the start is the danger."""
+    rows = majorities(run.answers)
+    if not rows:
+        return None
+    said = [
+        [
+            f"first majority {row.first}", whole(row.prompts), percent(row.start), percent(row.end),
+            NONE if row.low is None else f"{percent(row.end - row.start)} ({percent(row.low)} to {percent(row.high)})",
+            whole(row.right), whole(row.wrong),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    wrong = next((row for row in rows if row.first == "wrong"), None)
+    unlabelled = any(name.split("#")[0] in UNLABELLED for name in run.links)
+    lead = "No prompt had a wrong majority at the start."
+    if wrong is not None:
+        lead = (
+            f"The most frequent of {found.samples} answers was wrong for {whole(wrong.prompts)} prompts at the start; at the end it is right for "
+            f"{whole(wrong.right)} of them and wrong for {whole(wrong.wrong)}."
+        )
+    note = "A reward of agreement pays a wrong majority as it pays a right one. " if unlabelled else ""
+    head = ["prompts", "", "right answers, start", "right answers, now", "change (95 %)", "majority right now", "wrong now"]
+    body = join(
+        [
+            element("p", lead),
+            table(head, said, numeric=(1, 2, 3, 4, 5, 6)),
+            element("p", note + "Held-out prompts; intervals: bootstrap over them.", class_="note"),
+        ]
+    )
+    return element("details", element("summary", "What became of the first majority"), body, open=unlabelled)
 
 
 # --- entropy by context
