@@ -117,6 +117,20 @@ def test_a_controller_moves_and_its_state_is_in_the_checkpoint(tmp_path):
         resumed.load_checkpoint(str(tmp_path / "checkpoint"))
 
 
+def test_an_update_that_verl_leaves_out_teaches_no_controller():
+    """A gradient that is not finite: verl skips the step, and a history of entropies that took it in would be NaN for good."""
+    made = small.worker(small.actor_config(["epo"]))
+    made.train_mini_batch(small.batch(16))
+    before, weights = made.control.state, small.weights(made)
+    broken = small.batch(16, seed=1)
+    broken["advantages"].values()[3] = torch.nan
+    made.train_mini_batch(broken)
+    assert made.control.state is before
+    assert differ(weights, small.weights(made)) == 0
+    made.train_mini_batch(small.batch(16, seed=2))
+    assert made.control.state[0]["count"].tolist() == [2]
+
+
 def test_progress_counts_mini_batches_and_epochs_of_the_whole_run():
     made = small.worker(small.actor_config(["clip-cov"]), micro=4)
     data = small.batch(16, mini=8)

@@ -8,11 +8,14 @@ verl's TransferQueue by `with_fields`, around the v1 trainer's `_compute_advanta
 
 import contextvars
 import functools
+import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
@@ -69,8 +72,6 @@ def isentrope_advantage(token_level_rewards: Tensor, response_mask: Tensor, conf
 
 @functools.lru_cache(maxsize=8)
 def _built(text: str) -> Chain:
-    import json
-
     chain = built(json.loads(text), ALGORITHM)
     refuse_links(chain, ALGORITHM)
     return chain
@@ -78,10 +79,6 @@ def _built(text: str) -> Chain:
 
 def _chain(config: Any) -> Chain:
     """The chain of the configuration; built once."""
-    import json
-
-    from omegaconf import OmegaConf
-
     given = None if config is None else config.get("chain", None)
     if given is None:
         raise UserError(
@@ -153,7 +150,9 @@ def _state(chain: Chain, fetched: Fetched | None) -> tuple[State, ...]:
 
 
 def with_fields() -> None:
-    """Wraps the v1 trainer's `_compute_advantage`, so that the estimator finds what its stages read."""
+    """Wraps the v1 trainer's `_compute_advantage`, so that the estimator finds what its stages read. Without TransferQueue there is no v1 trainer."""
+    if importlib.util.find_spec("transfer_queue") is None:
+        return
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
     original = PPOTrainer._compute_advantage

@@ -68,6 +68,7 @@ class Control:
         self.step, self.total = 0, 1
         self.stats: ChainStats | None = None
         self.surveyed = False  # an update is running whose survey was made over all its micro-batches and ranks
+        self.stepped = True  # the optimiser moved in the update that ended
         self.collecting: list[Step] | None = None
         self.asked = {need.key for need in self.chain.needs}
         self.differentiable = {need.key for need in self.chain.needs if gradient(need.signal)}
@@ -101,9 +102,16 @@ class Control:
             output = original(data, loss_function=loss_function)
         finally:
             self.surveyed = False
-        self.state = advance(self.chain, self.state, self.stats, self.progress)
+        if self.stepped:
+            self.state = advance(self.chain, self.state, self.stats, self.progress)
         self.step += 1
         return output
+
+    def optimizer_step(self, original: Callable) -> Any:
+        """verl's optimiser step, which it leaves out where the gradient is not finite: then no controller may learn from that update either."""
+        norm = original()
+        self.stepped = bool(torch.isfinite(torch.as_tensor(norm)))
+        return norm
 
     def _survey(self, engine: Any, data: TensorDict, loss_function: Callable, group: Any) -> ChainStats:
         """One forward pass over the mini-batch under the current weights; the loss collects its steps instead of computing."""

@@ -31,6 +31,7 @@ class ControlledWorker(TrainingWorker):
         self.control = _control_in(loss_fn)
         if self.control is not None:
             self.engine.train_batch = functools.partial(self.control.train_batch, self.engine.train_batch, self.engine)
+            self.engine.optimizer_step = functools.partial(self.control.optimizer_step, self.engine.optimizer_step)
             current, old = (from_logits(self.control.chain, policy) for policy in ("current", "old"))
             if current or old:
                 with_signals(self.engine, current, old)
