@@ -27,7 +27,6 @@ from isentrope.control.stages import (
     Survey,
     TokenWeight,
     advance,
-    chain,
     gradient,
     policy_loss,
     survey,
@@ -159,7 +158,7 @@ class Control:
     def _with_weights(self, step: Step) -> tuple[Chain, tuple[State, ...]]:
         if "current.rollout_is_weights" not in step.signals:
             return self.chain, self.state
-        return chain(self.chain, RolloutWeights()), (*self.state, {})
+        return Chain((*self.chain.links, RolloutWeights()), (*self.chain.keys, RolloutWeights.name)), (*self.state, {})
 
     # --- checkpoints
 

@@ -8,6 +8,7 @@ import torch
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import TrainingWorker
+from verl.workers.utils import losses
 
 from isentrope.errors import UserError
 from isentrope.train.verl.control import Control, control_of
@@ -83,7 +84,7 @@ def _control_in(loss_fn: Any) -> Control | None:
     settings = getattr(config, "policy_loss", None)
     if settings is None or settings.get("loss_mode") != "isentrope":
         return None
-    if not hasattr(loss_fn.func, "__wrapped__"):
+    if loss_fn.func is not losses.ppo_loss:
         name = getattr(loss_fn.func, "__name__", repr(loss_fn.func))
         raise UserError(f"verl binds the policy loss to {name}, and a chain is carried through ppo_loss only. Switch distillation off, or drop the chain.")
     return control_of(config)
