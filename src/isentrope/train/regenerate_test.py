@@ -135,7 +135,7 @@ def test_every_loss_divides_as_trl_divides_where_tokens_are_not_the_policys(case
             found.append(([float(loss) for loss in losses], slopes))
             return ours
 
-    args = {"num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "beta": 0.1} | CASES[case]
+    args = {"num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "beta": 0.1, "max_steps": 2} | CASES[case]
     run(Both, model_path, options(tmp_path, **args), control=[CURE])
     for (ours, theirs, _), slopes in found:
         assert ours == pytest.approx(theirs, abs=2e-6)
@@ -219,7 +219,7 @@ def test_the_tape_tells_them(model_path, tmp_path):
     assert [entry["isentrope/regenerate/second_tokens"] for entry in logged] == steps["cut/cure/second_tokens"].to_list()
 
 
-@pytest.mark.parametrize("link", [CURE, replace(CURE, kind="random", top_k=3), placebo(CURE)])
+@pytest.mark.parametrize("link", [replace(CURE, top_k=3), placebo(CURE)])
 def test_resume_from_any_step_equals_the_straight_run(link, model_path, tmp_path):
     """One generation feeds four updates, so steps 1 to 3 lie between two of them."""
     args = {"num_iterations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 1, "max_steps": 6, "save_strategy": "steps", "save_steps": 1}
@@ -231,7 +231,7 @@ def test_resume_from_any_step_equals_the_straight_run(link, model_path, tmp_path
 
     straight = trainer(tmp_path / "run")
     straight.train()
-    for stop in (1, 4, 5):
+    for stop in (1, 5):
         resumed = trainer(tmp_path / "again" / str(stop))
         resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{stop}"))
         for ours, theirs in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
