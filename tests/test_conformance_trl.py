@@ -12,10 +12,12 @@ from trl import GRPOConfig
 
 import isentrope
 from isentrope.control.objectives import Objective
+from isentrope.control.registry import registry
 from isentrope.control.step import Rollouts
 from isentrope.train.batch import pack
 from isentrope.train.tiny import share_of_vowels, toy_prompts
 from isentrope.train.trl import IsentropeTrainer
+from isentrope.train.verl_carried import LOSS, side, why_not
 
 MODEL = str(Path(isentrope.__file__).parent / "assets" / "base-model")
 OBJECTIVE = Objective(dual_clip=3.0, log_ratio_clamp=20.0, empty_rows="exclude")
@@ -74,3 +76,9 @@ def test_loss_and_gradient_are_those_of_the_pure_function(case, tmp_path, record
         record_property("gradient", gradient)
         assert loss < 2e-6
         assert gradient < 2e-5
+
+
+def test_every_intervention_that_both_hosts_carry_is_recorded():
+    """A new one: `python scripts/record_conformance.py`."""
+    both = {name for name, kind in registry().items() if not why_not(kind()) and side(kind()) == LOSS}
+    assert {case.name.removesuffix(" (embedded)") for case in cases()} == both | {"nothing"}
