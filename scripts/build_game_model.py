@@ -1,9 +1,9 @@
-"""Build the model for games of several turns: the embedded model, taught the form of the game `guess` by a poor player. Seeded.
+"""Build the model for games of several turns: the embedded model, taught the form of the game `keys` by a poor player. Seeded.
 
     python scripts/build_game_model.py [--out DIR] [--steps N] [--seed N]
 
-The player takes what it has heard into account in half of its guesses only, and never halves the interval on purpose; it plays games of the training
-side of the task alone. So the model begins with an idea of the rules and most of the skill still to be learned. Loss on the player's tokens only.
+The player forgets where it has looked, tries codes at random, and opens the door with the right one in half of the turns in which it could; it plays games
+of the training side of the task alone. So the model begins with an idea of the rules and most of the skill still to be learned. Loss on its tokens only.
 """
 
 import argparse
@@ -16,32 +16,34 @@ from random import Random
 import torch
 
 from isentrope.train import models
-from isentrope.train.games import Guess
+from isentrope.train.games import Keys
 from isentrope.train.tasks import build, side_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "src/isentrope/assets/game-model"
-HEARD = 0.5
-"""Share of the guesses that agree with all replies so far; the others fall anywhere between the two bounds."""
+OPENS = 0.5
+"""Share of its turns, once it knows the code, in which the player opens the door with it."""
+TRIES = 0.3
+"""Share of its other turns in which it tries a code at random."""
 
 
 def transcript(rng: Random, games: int) -> tuple[list[tuple[str, bool]], bool]:
     """One episode of the training side as pieces of text, each with whether the player wrote it, and whether it was won."""
-    game = Guess()
+    game, code = Keys(), ""
     while side_of(f"{(opening := game.reset(seed := rng.randrange(games)))} {seed}") != "train":
         pass
-    low, high = map(int, opening.rstrip(":").split("-"))
-    pieces, least, most = [(opening, False)], low, high
+    pieces = [(opening, False)]
     while True:
-        guess = rng.randint(least, most) if rng.random() < HEARD else rng.randint(low, high)
-        reply = game.step(str(guess))
-        pieces.append((str(guess), True))
+        if code and rng.random() < OPENS:
+            action = code
+        else:
+            action = f"{rng.randrange(100):02d}" if rng.random() < TRIES else rng.choice(opening[:-1])
+        reply = game.step(action)
+        pieces.append((action, True))
         if reply.done:
             return pieces, reply.reward > 0
-        if reply.text == "more\n":
-            least = max(least, guess + 1)
-        else:
-            most = min(most, guess - 1)
+        if reply.text.strip().isdigit():
+            code = reply.text.strip()
         pieces.append((reply.text, False))
 
 
@@ -64,13 +66,13 @@ def batch(tokenizer, size: int, games: int, rng: Random) -> tuple[torch.Tensor, 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, default=OUT)
-    arguments.add_argument("--steps", type=int, default=800)
+    arguments.add_argument("--steps", type=int, default=300)
     arguments.add_argument("--batch", type=int, default=64)
-    arguments.add_argument("--peak", type=float, default=2e-3)
+    arguments.add_argument("--peak", type=float, default=3e-3)
     arguments.add_argument("--seed", type=int, default=0)
     given = arguments.parse_args()
     rng, loaded = Random(given.seed), models.load("embedded")
-    model, tokenizer, games = loaded.model.train(), loaded.tokenizer, int(build("guess").source["size"])
+    model, tokenizer, games = loaded.model.train(), loaded.tokenizer, int(build("keys").source["size"])
     torch.manual_seed(given.seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=given.peak, betas=(0.9, 0.98), weight_decay=0.01)
     begun = time.perf_counter()

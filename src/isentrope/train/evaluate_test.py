@@ -156,7 +156,7 @@ def test_rewards_get_what_trl_gives_them_and_the_first_says_what_is_correct(embe
 
 def test_entropies_of_an_episode_are_those_of_its_row_read_at_once():
     """Turn by turn with left padding, or the whole row in one pass: the same entropies, on the tokens that the policy wrote."""
-    loaded, task = load("embedded-game"), build("guess")
+    loaded, task = load("embedded-game"), build("keys")
     assert task.game is not None
     rows = [dict(row) for row in task.validation.select(range(3)) for _ in range(4)]
     with torch.no_grad(), _own_randomness(5, torch.device("cpu")):
@@ -176,9 +176,9 @@ def test_entropies_of_an_episode_are_those_of_its_row_read_at_once():
 
 def test_episodes_are_judged_by_their_game():
     loaded = load("embedded-game")
-    found = evaluate(loaded.model, loaded.tokenizer, build("guess"), prompts=4, samples=8, batch_size=16)
+    found = evaluate(loaded.model, loaded.tokenizer, build("keys"), prompts=4, samples=8, batch_size=16)
     rewards = [sample["reward"] for sample in found.samples]
     assert set(rewards) == {0.0, 1.0}
     assert found.value("pass@1") == pytest.approx(sum(rewards) / len(rewards))
-    assert all(sample["turns"] == 4 for sample in found.samples if sample["reward"] == 0)
+    assert all(sample["turns"] == 5 for sample in found.samples if sample["reward"] == 0)
     assert all(sample["answer"] == sample["completion"].split("\n")[-1] for sample in found.samples)

@@ -3,8 +3,8 @@
 A game is made anew for every episode, begins with `reset(seed)` and is fully told by that seed: equal seeds and equal actions give equal replies. So
 nothing of it is ever saved; episodes live within one generation, and a resumed run plays what the other would have.
 
-    guess   a whole number is hidden between two bounds, which the policy is told at the start; after every guess it hears `more` or `less`.
-            1 if it finds the number in the given turns, else 0, and nothing on the way. Halving finds each of 15 numbers in four turns.
+    keys    a note with the two digits of a door's lock lies behind one of four places. An action looks behind a place (`b`) or tries a code (`73`).
+            1 if the door opens in the given turns, else 0, and nothing on the way: who looks behind each place at most once opens it in five.
 """
 
 import importlib
@@ -54,40 +54,41 @@ class GameSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Guess:
-    """Find the hidden one of `span` neighbouring two-digit numbers in `turns` guesses. The first (91 - span) * span seeds are all games, each once.
+PLACES = "abcd"
 
-    >>> game = Guess()
-    >>> game.reset(0), game.hidden
-    ('10-24:', 10)
-    >>> game.step("17").text, game.step("perhaps").text, game.step("10")
-    ('less\\n', 'a number\\n', Reply(text='found\\n', done=True, reward=1.0))
+
+class Keys:
+    """Find the note behind one of four places and open the door with its two digits. The first 400 seeds are all games, each once.
+
+    >>> game = Keys()
+    >>> game.reset(3), game.place, game.code
+    ('abcd:', 'd', '41')
+    >>> game.step("c").text, game.step("run").text, game.step("d").text, game.step("41")
+    ('none\\n', 'what\\n', '41\\n', Reply(text='open\\n', done=True, reward=1.0))
     """
 
-    def __init__(self, span: int = 15, turns: int = 4):
-        if not 2 <= span <= 90:
-            raise UserError(f"guess: span must be between 2 and 90 two-digit numbers. Got {span}. 15 can be found in four turns.")
-        self.span, self.turns = span, turns
-        self.hidden = self.made = 0
+    def __init__(self, turns: int = 5):
+        self.turns = turns
+        self.place, self.code, self.made = "", "", 0
 
     def reset(self, seed: int) -> str:
-        games = (91 - self.span) * self.span
-        start, place = divmod(seed * _stride(games) % games, self.span)  # neighbouring seeds are unlike games
-        self.hidden, self.made = 10 + start + place, 0
-        return f"{10 + start}-{9 + start + self.span}:"
+        games = len(PLACES) * 100
+        place, code = divmod(seed * _stride(games) % games, 100)  # neighbouring seeds are unlike games
+        self.place, self.code, self.made = PLACES[place], f"{code:02d}", 0
+        return f"{PLACES}:"
 
     def step(self, action: str) -> Reply:
-        """`found`, or whether the hidden number is `more` or `less` than the last whole number of the action; a turn is used in any case."""
+        """What is behind a place, or whether a code opens the door; a turn is used in any case."""
         self.made += 1
-        guess, last = last_integer(action), self.made >= self.turns
-        if guess == self.hidden:
-            return Reply("found\n", done=True, reward=1.0)
-        if guess is None:
-            return Reply("a number\n", done=last)
-        return Reply("more\n" if guess < self.hidden else "less\n", done=last)
+        said, last = action.strip(), self.made >= self.turns
+        if said == self.code:
+            return Reply("open\n", done=True, reward=1.0)
+        if len(said) == 1 and said in PLACES:
+            return Reply(f"{self.code if said == self.place else 'none'}\n", done=last)
+        return Reply("shut\n" if re.fullmatch(r"[0-9]{2}", said) else "what\n", done=last)
 
 
-GAMES: Mapping[str, Callable[..., Game]] = {"guess": Guess}
+GAMES: Mapping[str, Callable[..., Game]] = {"keys": Keys}
 """Games by name; others by import path, `pkg.mod:Class`."""
 
 
@@ -112,12 +113,6 @@ def spec(
     if missing:
         raise UserError(f"task.game {game!r} has no method {missing[0]!r}. A game has reset(seed) -> str and step(action) -> Reply (isentrope.train.games).")
     return GameSpec(name or game, lambda: maker(**given), turns, turn_tokens, timeout, given)
-
-
-def last_integer(text: str) -> int | None:
-    """The last whole number of a text, of at most nine digits; None where there is none."""
-    found = re.findall(r"(?<!\d)\d{1,9}(?!\d)", text, flags=re.ASCII)
-    return int(found[-1]) if found else None
 
 
 def _stride(count: int) -> int:

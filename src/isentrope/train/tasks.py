@@ -110,9 +110,9 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "size": 4000,
         },
     ),
-    "guess": (
-        "a hidden number of 15 in four guesses, each answered by more or less: several turns, for the model `embedded-game`",
-        {"game": "guess", "size": 1140, "turns": 4, "turn_tokens": 6},
+    "keys": (
+        "a note behind one of four places, and a door that opens with its two digits: several turns, for the model `embedded-game`",
+        {"game": "keys", "size": 400, "turns": 5, "turn_tokens": 4},
     ),
 }
 

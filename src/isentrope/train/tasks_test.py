@@ -240,3 +240,52 @@ def test_correct_at_is_of_every_source(tmp_path):
     assert build({"name": "sums", "size": 200, "correct_at": 0.5}).correct_at == 0.5
     assert build({"jsonl": write(tmp_path, *prompts(100)), "reward": REWARD, "correct_at": 2.0}).correct_at == 2.0
     assert task_of(tmp_path, *prompts(100)).correct_at == 1.0
+
+
+# --- games
+
+
+class Broken:
+    """A game that cannot begin with every seed."""
+
+    def __init__(self, opening="go"):
+        self.opening = opening
+
+    def reset(self, seed):
+        if seed == 3:
+            raise KeyError("three")
+        return self.opening
+
+    def step(self, action):
+        raise AssertionError("never played here")
+
+
+def test_a_game_is_a_task_whose_prompts_are_its_openings_and_whose_sides_share_no_game():
+    task = build("keys")
+    assert task.game is not None
+    sides = [{(row["prompt"], row["seed"]) for row in side} for side in (task.train, task.validation)]
+    assert not sides[0] & sides[1]
+    assert sum(map(len, sides)) == 400
+    for prompt, seed in [*list(sides[0])[:5], *list(sides[1])[:5]]:
+        assert task.game.game().reset(seed) == prompt
+    assert task.extract("cnone\n71") == "71"
+    assert (task.game.turns, task.game.turn_tokens) == (5, 4)
+
+
+def test_the_reward_of_a_game_is_what_it_paid_and_a_fault_is_counted():
+    task = build({"name": "keys", "size": 60})
+    (reward,) = task.reward_funcs
+    assert reward(prompts=["a:"] * 2, completions=["", ""], game_reward=[1.0, 0.0], game_fault=["", ""]) == [1.0, 0.0]
+    assert reward(prompts=["a:"] * 2, completions=["", ""], game_reward=[1.0, 0.0], game_fault=["", "step raised KeyError: x"]) == [1.0, None]
+    assert task.reward_faults() == {"keys/raised": 1}
+
+
+def test_a_game_that_cannot_begin_is_refused_by_seed():
+    path = "isentrope.train.tasks_test:Broken"
+    with pytest.raises(TaskError, match=r"task.game .*Broken': reset\(3\) raised KeyError: 'three'"):
+        build({"game": path})
+    with pytest.raises(TaskError, match=r"reset\(0\) must return the text that the policy reads first. Got ' '"):
+        build({"game": path, "arguments": {"opening": " "}})
+    with pytest.raises(TaskError, match=r"unknown field 'turn_token'.* Did you mean 'turn_tokens'"):
+        build({"game": "keys", "turn_token": 3})
+    assert len(build({"game": path, "seed": 4, "size": 40}).train) > 0

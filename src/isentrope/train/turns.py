@@ -6,10 +6,10 @@ leaves the episode to us and asks for three lists, plus `env_mask`, 1 where the 
 model. The generation in it is the trainer's (`_generate_single_turn`: transformers or vLLM, with the weights of now), rewards, masks and the loss stay
 TRL's. Somebody's own `environment_factory`, `tools` or `rollout_func` runs in this host too; its turns are then read off TRL's mask (`turns_of_mask`).
 
-    prompt            "10-24:"                                  read by the policy before the first turn
-    completion        1 7 EOS m ore \n 2 1 EOS le s s \n ...    one row of tokens, never decoded and encoded again
-    wrote (env_mask)  x x x   . .   .  x x x   .  . . .         what the policy sampled; only this is trained
-    turn              0 0 0   0 0   0  1 1 1   1  1 1 1         an environment token has the turn of the action that it answers
+    prompt            a b c d :                                   read by the policy before the first turn
+    completion        c EOS no n e \n d EOS 7 1 \n 7 1 EOS ...    one row of tokens, never decoded and encoded again
+    wrote (env_mask)  x x   .  . . .  x x   . . .  x x x          what the policy sampled; only this is trained
+    turn              0 0   0  0 0 0  1 1   1 1 1  2 2 2          an environment token has the turn of the action that it answers
 
 An action ends with the end-of-sequence token. One that is cut by `turn_tokens` gets that token written for it, as the environment's. An episode ends when
 its game says so ("end"), after `turns` actions ("turns"), when no token is left for another action ("budget", which TRL calls truncated), or when the game

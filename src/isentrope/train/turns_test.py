@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from isentrope.errors import UserError
-from isentrope.train.games import GameSpec, Guess, Reply
+from isentrope.train.games import GameSpec, Keys, Reply
 from isentrope.train.models import EMBEDDED
 from isentrope.train.turns import Drawn, Episode, Voice, opened, outcome, per_token, play, read_turns, turns_of_mask
 
@@ -62,7 +62,7 @@ def recorded(tokenizer, scripts, actions, *, turns=8, turn_tokens=6, budget=48, 
             ids.append(whole[:tokens])
         return Drawn(ids, {name: [[10.0 * turn + place for place in range(len(some))] for some in ids]})
 
-    play(episodes, generate, Voice(tokenizer, [tokenizer.eos_token_id], chat=chat), GameSpec("script", Guess, turns, turn_tokens, timeout), budget)
+    play(episodes, generate, Voice(tokenizer, [tokenizer.eos_token_id], chat=chat), GameSpec("script", Keys, turns, turn_tokens, timeout), budget)
     return episodes, contexts
 
 
@@ -178,7 +178,7 @@ def test_a_game_that_hangs_is_stopped(tokenizer):
     began = time.monotonic()
     episode = Episode(Slow([]), [5])
     ids = [tokenizer.eos_token_id]
-    play([episode], lambda asked, tokens: Drawn([ids]), Voice(tokenizer, ids, chat=False), GameSpec("slow", Guess, 2, 4, timeout=0.1), 9)
+    play([episode], lambda asked, tokens: Drawn([ids]), Voice(tokenizer, ids, chat=False), GameSpec("slow", Keys, 2, 4, timeout=0.1), 9)
     assert time.monotonic() - began < 5
     assert (episode.ending, episode.fault) == ("fault", "step did not end within task.timeout, 0.1 s")
 
@@ -209,8 +209,8 @@ def test_a_template_that_rewrites_the_talk_is_refused(tokenizer):
 
 def test_a_game_that_its_seed_does_not_tell_is_refused():
     rows = [{"prompt": "another:", "seed": 3}]
-    with pytest.raises(UserError, match=r"game 'guess' is not told by its seed: reset\(3\) says '75-89:', and said 'another:'"):
-        opened(GameSpec("guess", Guess), rows, [[1, 2]])
+    with pytest.raises(UserError, match=r"game 'keys' is not told by its seed: reset\(3\) says 'abcd:', and said 'another:'"):
+        opened(GameSpec("keys", Keys), rows, [[1, 2]])
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(0, 3))
@@ -225,3 +225,18 @@ def test_turns_read_off_a_mask_are_its_runs(rows, padding):
     assert torch.equal(found["mask"], per_token(wrote, like))
     assert torch.equal(found["completion_mask"], text)
     assert torch.equal(found["turn"], per_token(turn, like.long()))
+
+
+def test_a_rank_that_is_done_samples_along_and_keeps_what_it_has(tokenizer):
+    """The generation of a sharded model needs all ranks; what the done one draws goes nowhere."""
+    end, asked = tokenizer.eos_token_id, []
+
+    def generate(contexts, tokens):
+        asked.append((len(contexts), tokens))
+        return Drawn([[5, end]] * len(contexts))
+
+    episode = Episode(Script([Reply("", True, 1.0)]), [7])
+    elsewhere = iter([True, True, True, False])
+    play([episode], generate, Voice(tokenizer, [end], chat=False), GameSpec("script", Keys, 8, 6), 2, anywhere=lambda here: next(elsewhere))
+    assert asked == [(1, 2), (1, 1), (1, 1)]
+    assert (episode.ids, episode.turn, episode.reward, episode.ending) == ([5, end], [0, 0], 1.0, "end")
