@@ -4,6 +4,7 @@
 
 Every trial starts a fresh run, kills it with SIGKILL at a random moment (also inside a save), resumes it to the end and compares
 weights, optimiser-made figures and tape (wall-clock columns aside) with one uninterrupted run. Exit code 1 if any trial differs.
+With `--after 5` the moment is up to two seconds after update 5 was saved, however busy the machine: between two checkpoints.
 """
 
 import argparse
@@ -47,10 +48,12 @@ def wait_for_start(process: subprocess.Popen, out: Path) -> None:
         time.sleep(0.05)
 
 
-def kill_at(line: list[str], out: Path, seconds: float) -> int:
-    """Starts the run, kills it `seconds` after it began; returns the last update that a complete checkpoint holds (0: none)."""
+def kill_at(line: list[str], out: Path, seconds: float, after: int | None = None) -> int:
+    """Starts the run, kills it `seconds` after it began (or has saved the update `after`); returns the last update that a checkpoint holds (0: none)."""
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True)
     wait_for_start(process, out)
+    while after is not None and process.poll() is None and not any(int(path.name.split("-")[1]) >= after for path in (out / "checkpoints").glob("step-*")):
+        time.sleep(0.02)
     time.sleep(seconds)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -75,6 +78,7 @@ def main() -> int:
     parser.add_argument("--save", type=int, default=3)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--after", type=int, help="an update that is saved; kill shortly after that")
     parser.add_argument("--set", action="append", default=[], dest="extra")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="isentrope-kill-"))
@@ -89,13 +93,14 @@ def main() -> int:
     chance, failures = random.Random(options.seed), 0
     for trial in range(options.kills):
         out = folder / f"trial-{trial}"
-        moment = chance.uniform(0.05, 0.95) * span
-        held = kill_at(command(options.preset, out, options.steps, options.save, options.extra), out, moment)
+        moment = chance.uniform(0.05, 0.95) * (span if options.after is None else 2.0)
+        held = kill_at(command(options.preset, out, options.steps, options.save, options.extra), out, moment, options.after)
         complete([sys.executable, "-m", "isentrope.cli", "train", "--resume", str(out)])
         differing = differences(straight, out)
         failures += bool(differing)
         verdict = "equal" if not differing else "DIFFERS: " + "; ".join(differing[:3])
-        print(f"{options.preset} trial {trial}: killed {moment:5.1f} s after its start of {span:.1f} s, resumed from step {held}: {verdict}", flush=True)
+        began = f"its start of {span:.1f} s" if options.after is None else f"update {options.after} was saved"
+        print(f"{options.preset} trial {trial}: killed {moment:5.1f} s after {began}, resumed from step {held}: {verdict}", flush=True)
         shutil.rmtree(out)
     shutil.rmtree(folder)
     print(f"{options.kills - failures} of {options.kills} resumed exactly")

@@ -42,5 +42,7 @@ SAMPLED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_killed_run_that_samples_by_itself_or_replays_resumes_exactly(name):
-    """Saves every five updates, so most kills fall between checkpoints, in the middle of what one generation feeds."""
-    assert "3 of 3 resumed exactly" in kill("control-check", 3, "--steps", "18", "--save", "5", "--set", SAMPLED[name])
+    """Killed after update 5 was saved: between checkpoints, in the middle of the eight updates that one generation feeds."""
+    told = kill("control-check", 2, "--steps", "12", "--save", "5", "--after", "5", "--set", SAMPLED[name])
+    assert "2 of 2 resumed exactly" in told
+    assert "resumed from step 5" in told
