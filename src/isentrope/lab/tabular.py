@@ -16,10 +16,29 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from isentrope.control.cuts import Drafts
 from isentrope.control.objectives import Objective
-from isentrope.control.stages import Advantage, Chain, Extra, Filter, Intervention, Reward, RowEdit, Rows, Sample, advance, chain, policy_loss, survey
+from isentrope.control.stages import (
+    Advantage,
+    Chain,
+    Collect,
+    Extra,
+    Filter,
+    Intervention,
+    Regenerate,
+    Replay,
+    Reward,
+    RowEdit,
+    Rows,
+    Sample,
+    advance,
+    chain,
+    policy_loss,
+    survey,
+)  # fmt: skip
 from isentrope.control.step import ORIGINS, Normaliser, Progress, Rollouts, RowRng, State, Step, concatenate
 from isentrope.measure.tokens import LogProb, token_signals_from_logits
+from isentrope.train.replay import ReplayBuffer, Sampled
 
 Stage = TypeVar("Stage")
 Pay = Callable[[Int64[Tensor, " response"], Int64[Tensor, "response token"]], Float64[Tensor, " response"]]
@@ -196,12 +215,14 @@ def train(
     objective = objective or (links[0].recipe() if links else Objective.named("grpo"))
     generator = torch.Generator().manual_seed(7919 * seed + 3)
     states, rows = control.init(), []
+    memory = Memory.of(control)
     for update in range(settings.updates):
         progress = Progress(update, settings.updates)
         if update % settings.every == 0:
             rows.append((update, exact(world)))
         rng = RowRng(seed=seed, step=update)
-        rollouts, prompt = rolled(world, control, states, settings, progress, generator, rng)
+        rollouts, prompt = rolled(world, control, states, settings, progress, generator, rng, memory)
+        states = memory.collected(states)
         for _ in range(settings.inner):
             world, states = updated(world, rollouts, prompt, control, states, objective, progress, rng, settings.rate)
     rows.append((settings.updates, exact(world)))
@@ -215,9 +236,11 @@ def train(
 
 
 def sampled(
-    world: Task, prompt: Int64[Tensor, " response"], generator: torch.Generator, temperature: float = 1.0, heat: Sequence[tuple[Sample, State]] = ()
+    world: Task, prompt: Int64[Tensor, " response"], generator: torch.Generator, temperature: float = 1.0, heat: Sequence[tuple[Sample, State]] = (),
+    begun: tuple[Int64[Tensor, "response token"], Int64[Tensor, " response"]] | None = None,
 ) -> Int64[Tensor, "response token"]:  # fmt: skip
-    """One response to each of these prompts. heat: links that choose the temperature of every token, with their states."""
+    """One response to each of these prompts. heat: links that choose the temperature of every token, with their states. begun: responses, and how
+    many tokens of each are kept."""
     logits = world.logits()
     before, ids = torch.zeros_like(prompt), []
     for at in range(world.length):
@@ -225,6 +248,8 @@ def sampled(
         for link, state in heat:
             scale = scale * link.temperature(raw, temperature, state) / temperature
         before = torch.multinomial((raw / scale[:, None]).softmax(-1), 1, generator=generator).squeeze(-1)
+        if begun is not None:
+            before = torch.where(begun[1] > at, begun[0][:, at], before)
         ids.append(before)
     found = torch.stack(ids, dim=1)
     return torch.where(live(found, world.end), found, 0)
@@ -256,9 +281,11 @@ def scored(world: Task, prompt: Tensor, ids: Tensor, control: Chain, first: int,
 
 
 def rolled(
-    world: Task, control: Chain, states: Sequence[State], settings: Settings, progress: Progress, generator: torch.Generator, rng: RowRng
-) -> tuple[Rollouts, Tensor]:
-    """The rollout clock: sample, score, reward, filter, advantage, rows; and the prompt of every row."""
+    world: Task, control: Chain, states: Sequence[State], settings: Settings, progress: Progress, generator: torch.Generator, rng: RowRng,
+    memory: "Memory | None" = None,
+) -> tuple[Rollouts, Tensor]:  # fmt: skip
+    """The rollout clock: sample, score, reward, filter, advantage, rows; and the prompt of every row. memory: what links keep between generations."""
+    memory = memory or Memory.of(control)
     chosen = torch.arange(world.prompts) if settings.only is None else torch.tensor(settings.only)
     known, groups = torch.arange(world.prompts), chosen  # the prompt of every group: by itself, unless they are shuffled
     if settings.shuffled:
@@ -267,7 +294,12 @@ def rolled(
     prompt = known[group]
     heat = [(link, states[index]) for index, link in _having(control, Sample)]
     ids = sampled(world, prompt, generator, settings.temperature, heat)
+    ids, kept = _regenerated(world, ids, group, known, control, states, progress, generator, rng)
     rollouts = scored(world, prompt, ids, control, progress.step * len(prompt), group)
+    rollouts = replace(
+        rollouts, trained_mask=rollouts.trained_mask & (torch.arange(world.length) >= kept[:, None]),
+        origin=torch.where(kept > 0, ORIGINS.index("branch"), rollouts.origin),
+    )  # fmt: skip
     extras = {}
     for index, link in _having(control, Extra):
         request = link.extra(rollouts, progress, states[index])
@@ -283,9 +315,72 @@ def rolled(
         rollouts = replace(rollouts, trained_mask=rollouts.trained_mask & link.keep(rollouts, states[index])[:, None])
     for index, link in _having(control, Advantage):
         rollouts = replace(rollouts, advantage=link.advantage(rollouts, states[index]))
+    as_sampled = rollouts
     for index, link in _having(control, Rows):
-        rollouts = _edited(rollouts, extras.get(index), link.rows(rollouts, extras.get(index), states[index], rng.child(index)))
+        extra = extras.get(index) or memory.offered(index, progress.step)
+        edit = link.rows(rollouts, extra, states[index], rng.child(index))
+        if edit.clear:
+            memory.buffers[index].clear()
+        rollouts = _edited(rollouts, extra, edit)
+    memory.take(as_sampled, states, progress.step)
     return rollouts, known[rollouts.group]
+
+
+@dataclass
+class Memory:
+    """What the links of a chain keep between generations: buffers of those that replay, and the last generation for those that collect."""
+
+    control: Chain
+    buffers: dict[int, ReplayBuffer]
+    last: Rollouts | None = None
+
+    @classmethod
+    def of(cls, control: Chain) -> "Memory":
+        return cls(control, {index: ReplayBuffer(link.capacity, link.max_age) for index, link in _having(control, Replay)})
+
+    def offered(self, index: int, step: int) -> Rollouts | None:
+        held = self.buffers[index].offered(step) if index in self.buffers else None
+        return None if held is None else held.rollouts
+
+    def take(self, rollouts: Rollouts, states: Sequence[State], step: int) -> None:
+        """A generation as it was sampled, rewarded and advantaged."""
+        self.last, none = rollouts, torch.zeros(len(rollouts), 0, dtype=torch.long)
+        for index, link in _having(self.control, Replay):
+            wanted = link.remember(rollouts, states[index]).nonzero().squeeze(1)
+            self.buffers[index].add(Sampled(rollouts.take(wanted), none[wanted], none[wanted]), step)
+
+    def collected(self, states: Sequence[State]) -> tuple[State, ...]:
+        """The states after that generation."""
+        if self.last is None:
+            return tuple(states)
+        collecting = dict(_having(self.control, Collect))
+        return tuple(collecting[index].collect(self.last, state) if index in collecting else state for index, state in enumerate(states))
+
+
+def _regenerated(
+    world: Task, ids: Tensor, group: Tensor, known: Tensor, control: Chain, states: Sequence[State], progress: Progress, generator: torch.Generator, rng: RowRng
+) -> tuple[Tensor, Tensor]:
+    """The responses after the stage `regenerate`, and how many tokens each has taken over from a draft."""
+    kept = torch.zeros_like(group)
+    for index, link in _having(control, Regenerate):
+        samples = int((group == group[0]).sum())
+        first = link.drafts(samples, progress, states[index])
+        if first is None:
+            continue
+        late = torch.arange(len(group)) % samples >= first
+        own = known[group[~late]]
+        wanted = [need.signal for need in control.links[index].needs if need.policy == "draft"]
+        found = token_signals_from_logits(row_logits(world, own, ids[~late]), ids[~late], [LogProb(grad=False), *wanted])
+        rollouts = Rollouts.of(
+            live(ids[~late], world.end), row_id=progress.step * len(group) + (~late).nonzero().squeeze(1), group=group[~late], completion_ids=ids[~late],
+            signals={f"draft.{signal.key}": found[signal.key] for signal in wanted},
+        )  # fmt: skip
+        texts = {token: f"token{token}" for token in range(world.vocab)}
+        branches = link.branches(Drafts(rollouts, samples - first, world.length, texts), states[index], rng.child(index))
+        begun = (ids[~late][branches.parent], branches.cut)
+        ids, kept = ids.clone(), kept.clone()
+        ids[late], kept[late] = sampled(world, known[group[late]], generator, begun=begun), branches.cut
+    return ids, kept
 
 
 def _having(control: Chain, stage: type[Stage]) -> list[tuple[int, Stage]]:

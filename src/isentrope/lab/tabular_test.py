@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from isentrope.control.objectives import Objective
+from isentrope.control.papers.cure import Cure
+from isentrope.control.papers.spear import Spear
 from isentrope.control.registry import registry
-from isentrope.control.stages import Chain
-from isentrope.control.step import Progress, RowRng
+from isentrope.control.stages import Chain, chain
+from isentrope.control.step import ORIGINS, Progress, RowRng, concatenate
 from isentrope.lab import tabular
 from isentrope.lab.bench import at_reward, smoothed
 from isentrope.lab.tabular import Settings, Task, exact, live, responses, task, train
@@ -137,3 +139,42 @@ def test_shuffled_prompts_come_in_a_new_order_and_every_group_keeps_its_own():
         orders.add(tuple(prompt[::4].tolist()))
         assert sorted(prompt[::4].tolist()) == [0, 1, 2]
     assert len(orders) > 1
+
+
+def test_branches_keep_what_was_cut_and_only_the_rest_is_trained():
+    link = Cure(n1=2, n2=3, top_k=2, until=None)
+    world = task(last_is_one, 0, prompts=3, length=5, vocab=4)
+    rollouts, prompt = tabular.rolled(world, chain(link), (link.init(),), Settings(samples=8), Progress(), torch.Generator().manual_seed(0), RowRng())
+    ids, trained = rollouts.completion_ids.view(3, 8, 5), rollouts.trained_mask.view(3, 8, 5)
+    branch = (rollouts.origin == ORIGINS.index("branch")).view(3, 8)
+    assert torch.equal(prompt.view(3, 8), torch.arange(3)[:, None].expand(3, 8))
+    assert trained[:, :2].all()
+    assert branch[:, 2:].all()
+    for group in range(3):
+        for row in range(2, 8):
+            kept = int((~trained[group, row]).sum())
+            assert 0 < kept < 5
+            assert trained[group, row, kept:].all()
+            assert torch.equal(ids[group, row, :kept], ids[group, (row - 2) // 3, :kept])
+
+
+def test_successes_come_back_out_of_the_buffer_with_their_age_and_old_log_probs():
+    link = Spear(replayed=2, baseline=8, max_age=3, rise=1, share=0.5)
+    world = task(last_is_one, 0, prompts=4, length=2, vocab=3)
+    control, generator = chain(link), torch.Generator().manual_seed(0)
+    memory, states, seen = tabular.Memory.of(control), control.init(), []
+    for step in range(4):
+        states = tuple({**state, "step": step} for state in states)
+        rollouts, _ = tabular.rolled(world, control, states, Settings(samples=6), Progress(step), generator, RowRng(step=step), memory)
+        states = memory.collected(states)
+        seen.append(rollouts.take((rollouts.origin == ORIGINS.index("replay")).nonzero().squeeze(1)))
+    assert len(seen[0]) == 0  # nothing to replay yet
+    replayed = concatenate([part for part in seen if len(part)])
+    assert len(replayed) > 0
+    assert (replayed.reward == 1).all()
+    assert (replayed.age >= 1).all()
+    assert (replayed.age <= 3).all()
+    assert (replayed.advantage > 0).all()
+    logits = tabular.row_logits(world, replayed.group, replayed.completion_ids).log_softmax(-1)
+    now = logits.gather(-1, replayed.completion_ids[..., None]).squeeze(-1)
+    torch.testing.assert_close(replayed.old_log_probs, now)  # the world was not trained in between

@@ -59,3 +59,16 @@ def turns(seed: int) -> Task:
         return (ids[:, [0, 2, 5]] == gold[prompt]).sum(-1).ge(2).double()
 
     return Task(torch.zeros(6, 4, 4, dtype=torch.float64), own, pay, turn=(0, 1, 2, 3, 4, 5), sharing=0.0)
+
+
+def sparse(seed: int) -> Task:
+    """Three tokens out of four with one right answer of 64: about one response in sixty is right at the start."""
+    gold = torch.randint(4, (16, 3), generator=torch.Generator().manual_seed(11 * seed + 1))
+    return task(lambda prompt, ids: (ids == gold[prompt]).all(-1).double(), seed, prompts=16, length=3, vocab=4, sharpness=0.7, sharing=0.0)
+
+
+def leaves(seed: int) -> Task:
+    """Trees of four branches and depth six: three leaves in a hundred are right, at random."""
+    right = torch.rand(16, 4**6, generator=torch.Generator().manual_seed(7 * seed + 2)) < 0.03
+    place = 4 ** torch.arange(5, -1, -1)
+    return task(lambda prompt, ids: right[prompt, (ids * place).sum(-1)].double(), seed, prompts=16, length=6, vocab=4, sharpness=0.5, sharing=0.0)
