@@ -5,13 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo demo-llm test test-slow bench compare lint docs base-model clean
+.PHONY: help install demo demo-llm test test-slow test-verl bench compare lint docs base-model clean
 
 help:
 	@echo "make install     create .venv and install into it (the other targets call it)"
 	@echo "make demo        train the embedded model, write runs/demo/report.html"
 	@echo "make demo-llm    20 steps of GRPO on SmolLM2-135M-Instruct"
 	@echo "make test        the fast tests        make test-slow   kills, placebos, live checks"
+	@echo "make test-verl   the verl host in an environment of its own (.venv-verl)"
 	@echo "make bench       speed against named peers"
 	@echo "make compare     twelve methods, their placebos, six seeds: about three hours, resumable"
 	@echo "make lint  docs  base-model"
@@ -52,6 +53,12 @@ compare: install
 	if [ -f runs/compare/compare.json ]; then $(BIN)/isentrope compare --resume runs/compare; else \
 	$(BIN)/isentrope compare grpo dynamic-sampling aepo-arbitrary hapo ares canon arm clip-cov kl-cov forking-tokens steer siren entropy-band \
 		--seeds 6 --steps 120 --out runs/compare; fi
+
+.venv-verl/.installed: constraints-verl.txt scripts/verl_environment.sh
+	sh scripts/verl_environment.sh .venv-verl
+
+test-verl: .venv-verl/.installed
+	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest -q -c tests/verl_host/pytest.ini tests/verl_host
 
 lint: install
 	$(BIN)/ruff check .
