@@ -68,7 +68,7 @@ class Cure(Intervention):
         return replace(self, until=0)
 
     def embedded(self) -> "Cure":
-        """Groups of eight, half of them branches; the small model's tokens are single characters."""
+        """Groups of eight, half of them branches; cuts before single characters too, as the small model's sums are mostly digits."""
         return replace(self, n2=1, top_k=5, characters=1)
 
     def recipe(self) -> Objective:
