@@ -70,6 +70,7 @@ docs: install
 
 base-model: install
 	$(BIN)/python scripts/build_base_model.py
+	$(BIN)/python scripts/build_game_model.py
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache
