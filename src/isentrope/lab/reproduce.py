@@ -118,7 +118,8 @@ def done(out: Path, seeds: int | None = None) -> dict[str, dict[str, Any]]:
 PROVISO = (
     "The rule of a verdict stands in code beside its experiment, but not every experiment was fixed before its first numbers: after trial runs of one to eight",
     "seeds the tasks, rates and seed counts of several were changed, and the expectations of aem-agentic, the budget of invisible-leash and the share of",
-    "forking-tokens as well (the first settings of the last two are still shown). Read the verdicts as provisional.",
+    "forking-tokens as well (the first settings of the last two are still shown). The world of aepo-arbitrary is a second one: in the first the targets lay",
+    "beyond what right answers leave, and prompts came in one order. Read the verdicts as provisional.",
 )  # fmt: skip
 
 
