@@ -102,21 +102,26 @@ class Meter:
 
 
 class Extra:
-    """Notes rows, decoding steps and tokens of what one trainer generates beside its batch: everything that is rewarded after it."""
+    """Notes rows, decoding steps and tokens of what one trainer generates beside its batch: everything of a generation that is rewarded after it. What
+    is probed before the training is no part of a unit."""
 
     def __init__(self, trainer: IsentropeTrainer):
         self.calls: list[tuple[int, int, int, int]] = []  # step, rows, decoding steps, tokens
-        generate, reward, seen = trainer._generate_and_score_completions, trainer._calculate_rewards, [0]
+        generate, reward = trainer._generate_and_score_completions, trainer._calculate_rewards
+        seen: list[int | None] = [None]  # rewarded batches of the generation that runs
 
         def generated(inputs):
             seen[0] = 0
-            return generate(inputs)
+            try:
+                return generate(inputs)
+            finally:
+                seen[0] = None
 
         def rewarded(inputs, prompts, completions, completion_ids_list):
             lengths = [len(ids) for ids in completion_ids_list]
             if seen[0]:
                 self.calls.append((trainer.state.global_step, len(lengths), max(lengths), sum(lengths)))
-            seen[0] += 1
+            seen[0] = None if seen[0] is None else seen[0] + 1
             return reward(inputs, prompts, completions, completion_ids_list)
 
         trainer._generate_and_score_completions, trainer._calculate_rewards = generated, rewarded
@@ -265,7 +270,9 @@ def billed_forwards(control: Chain, config: Config) -> int:
     """Forwards over the generation batch per unit that the entries of its links state; links share a pass."""
     bills = [cost(link) for link in control.links]
     surveys = config.trl["gradient_accumulation_steps"] > 1 and any(bill["forwards_per_update"] for bill in bills)
-    return max((bill["forwards_per_generation"] for bill in bills), default=0) + surveys * config.trl["num_iterations"]
+    used_once = config.trl["gradient_accumulation_steps"] % (config.trl["steps_per_generation"] * config.trl["num_iterations"]) == 0
+    remembers = used_once and any(bill["forwards_to_remember"] for bill in bills)
+    return max((bill["forwards_per_generation"] for bill in bills), default=0) + surveys * config.trl["num_iterations"] + remembers
 
 
 # --- the table

@@ -24,6 +24,7 @@ def cost(link: Intervention) -> dict[str, Any]:
 
     forwards_per_generation: passes over the generation batch without gradient (the signals of the policy that sampled).
     forwards_over_drafts: such passes over the responses of a generation that are sampled first.
+    forwards_to_remember: such passes where the trainer uses a batch once, and so keeps no log-probs that a replay could be held to.
     forwards_per_update: passes over the whole update without gradient; 0 where it is one slice on one process.
     generated: responses or tokens that are sampled in addition. Links of a chain share each pass.
     """
@@ -57,6 +58,7 @@ def cost(link: Intervention) -> dict[str, Any]:
     return {
         "forwards_per_generation": int(old),
         "forwards_over_drafts": int(drafts),
+        "forwards_to_remember": int("replay" in stages),
         "forwards_per_update": int("survey" in stages),
         "generated": "; ".join(item for item in generated if item != "none") or None,
         "text": "; ".join(words) or "none: no forward, no generated token",

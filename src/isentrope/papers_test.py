@@ -126,6 +126,7 @@ def test_the_cost_is_told_from_stages_and_signals(entries):
     assert entries["canon"]["cost"]["forwards_per_generation"] == 1
     assert entries["dual-clip"]["cost"]["text"].startswith("none")
     assert "hook" in entries["hapo"]["cost"]["text"]
+    assert entries["spear"]["cost"]["forwards_to_remember"] == 1
     assert entries["cure"]["cost"]["forwards_over_drafts"] == 1
     assert entries["cure"]["cost"]["forwards_per_generation"] == 0
     assert entries["ares-branch"]["cost"]["forwards_per_generation"] == 1
