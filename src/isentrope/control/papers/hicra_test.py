@@ -81,7 +81,8 @@ def test_amplifying_failure_instead_is_noticed(monkeypatch):
         two_cases_by_hand()
 
 
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(0, 0.99), st.integers(0, 99))
+# below the smallest normal number a quarter of a value can round to 0, which has no sign
+@given(st.lists(st.floats(-5, 5, allow_subnormal=False), min_size=1, max_size=8), st.floats(0, 0.99), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_no_sign_changes_and_the_group_gains_alpha_times_the_size(values, alpha, seed):
     advantage = torch.tensor([values], dtype=torch.float64).T
