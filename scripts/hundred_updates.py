@@ -52,9 +52,9 @@ SEEN = {
     "bupo": "the internal policy up to update 30, entropy stays at 0.26; then plain, and it falls",
     "weighted-grpo": "eight pairs of prompts are learned by heart: training reward up, held-out answers down",
     "syn-grpo": "sixteen prompts of middling success are learned by heart",
-    "cure": "half of the responses are branches, cut where entropy is four times the usual",
+    "cure": "half of the responses are branches, cut at uncertain tokens",
     "ares-branch": "branches once its threshold is known",
-    "entrocraft": "rows of one sign are dropped to follow its band",
+    "entrocraft": "its band of 3 nats is out of reach here: right answers are dropped throughout, so wrong ones are unlearned and entropy rises without end",
     "spear": "a sixteenth of the rows replayed from update 9 on",
 }
 """What was seen in the pages of these runs."""

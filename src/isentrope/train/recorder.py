@@ -93,8 +93,6 @@ class TapeRecorder:
         hotter = rollouts.completion_mask & (rollouts.sampling_temperature != float(trainer.temperature))
         for _, key in _links_with(trainer, "sample"):
             self._batch[f"touch/{key}"] = float(_gathered_rows(trainer, hotter.sum(-1).float()).sum() / lengths.sum().clamp(min=1))
-        for _, key in _links_with(trainer, "rows"):
-            self._batch[f"touch/{key}"] = float(_gathered_rows(trainer, (rollouts.origin != 0).float()).mean())
         if trainer.regeneration is not None:
             key, found = trainer.regeneration.key, trainer.regeneration.figures
             self._batch |= {f"touch/{key}": found["share"], **{f"cut/{key}/{name}": value for name, value in found.items()}}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from isentrope.control.stages import Intervention
+from isentrope.control.stages import Intervention, RowEdit
 from isentrope.tape import Tape, TapeWriter
 from isentrope.train.recorder import TapeRecorder, controls, distance, share_removed
 from isentrope.train.tiny import save_tiny_model, share_of_vowels, toy_prompts
@@ -158,15 +158,32 @@ class DropFirstGroup(Intervention):
         return rollouts.group != rollouts.group.min()
 
 
+@dataclass(frozen=True)
+class DropEveryFourth(Intervention):
+    """Rows: one response of four leaves the loss."""
+
+    name = "drop-every-fourth"
+    source = "this test"
+
+    def neutral(self):
+        return self
+
+    def rows(self, rollouts, extra, state, rng):
+        none = torch.zeros(0, dtype=torch.long)
+        return RowEdit(none, none, torch.zeros(0), (rollouts.row_id % 4 == 1).nonzero().squeeze(1))
+
+
 def test_what_a_link_does_to_rewards_groups_and_advantages_is_on_the_tape(tmp_path):
     writer = TapeWriter(tmp_path / "tape")
     trainer = IsentropeTrainer(
         model=save_tiny_model(tmp_path / "tiny"), reward_funcs=share_of_vowels, args=options(tmp_path / "out", max_steps=2), train_dataset=toy_prompts(),
-        recorder=TapeRecorder(writer, tokens_every=None), control=[PayEveryFourth(), PayEveryFourth(0.0), LiftSecondTokens(), DropFirstGroup()],
+        recorder=TapeRecorder(writer, tokens_every=None),
+        control=[PayEveryFourth(), PayEveryFourth(0.0), LiftSecondTokens(), DropFirstGroup(), DropEveryFourth()],
     )  # fmt: skip
     trainer.train()
     writer.flush(2)
     steps = Tape.read(tmp_path).steps
+    assert (steps["touch/drop-every-fourth"] == 0.25).all()
     groups = trainer.args.generation_batch_size // trainer.num_generations
     assert (steps["touch/pay-every-fourth"] == 0.25).all()
     assert (steps["touch/pay-every-fourth#2"] == 0).all()

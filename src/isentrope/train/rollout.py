@@ -85,6 +85,8 @@ class RolloutStages:
             if buffer is not None and edit.clear:
                 buffer.clear()
             edits.append((edit, sampled))
+            changed = edit.target if edit.dropped is None else torch.cat([edit.target, edit.dropped])
+            self._touch(index, torch.isin(torch.arange(len(view), device=changed.device), changed))
         self._after(view, output)
 
         local = self._local(view, output["completion_ids"].shape[1])
