@@ -18,6 +18,7 @@ left out of E by name (the released code drops it in debates). The paper's count
 given whether the single-agent run was CORRECT, which is not known when an answer must be chosen.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,8 @@ def call_statistics(entropy: Float[Tensor, " token"]) -> dict[str, float]:
     values = entropy.double().flatten()
     if not len(values) or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
         raise ValueError("call_statistics: a call needs at least one token, with finite entropies of at least 0 nats. Leave a silent agent out.")
-    return {"total": float(values.sum()), **_described(values), "tokens": float(len(values)), "per_token": float(values.mean())}
+    described = _described(values)
+    return {"total": math.fsum(values.tolist()), **described, "tokens": float(len(values)), "per_token": described["mean"]}
 
 
 def question_features(
@@ -108,18 +110,22 @@ def question_features(
 
 
 def _described(values: Float64[Tensor, " value"]) -> dict[str, float]:
-    """{max, min, mean, median, std, var, q1, q3} of a distribution, as a population; quantiles interpolate linearly."""
+    """{max, min, mean, median, std, var, q1, q3} of a distribution, as a population; quantiles interpolate linearly.
+
+    Sums are exact (fsum): in floating point the order of the tokens would decide the sign of a change between rounds of equal totals.
+    """
     low, middle, high = torch.quantile(values, values.new_tensor([0.25, 0.5, 0.75])).tolist()
-    spread = float(values.var(correction=0))
+    mean = math.fsum(values.tolist()) / len(values)
+    spread = math.fsum(((values - mean) ** 2).tolist()) / len(values)
     return {
-        "max": float(values.max()), "min": float(values.min()), "mean": float(values.mean()), "median": middle, "std": spread**0.5, "var": spread,
+        "max": float(values.max()), "min": float(values.min()), "mean": mean, "median": middle, "std": spread**0.5, "var": spread,
         "q1": low, "q3": high,
     }  # fmt: skip
 
 
 def _sample(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """C: sums of total and tokens, means over calls of everything else, per_token of the sums."""
-    whole = {name: sum(one[name] for one in found) for name in STATISTICS}
+    whole = {name: math.fsum(one[name] for one in found) for name in STATISTICS}
     means = {name: value / len(found) for name, value in whole.items() if name not in ("total", "tokens")}
     return {**means, "total": whole["total"], "tokens": whole["tokens"], "per_token": whole["total"] / whole["tokens"]}
 
