@@ -11,7 +11,7 @@ from isentrope.errors import UserError
 from isentrope.train.check import check, refuse_same_meaning, trl_options
 
 
-@pytest.mark.parametrize("preset", ["demo", "control-check", "demo-llm", "game"])
+@pytest.mark.parametrize("preset", ["demo", "control-check", "demo-llm", "game", "tool"])
 def test_presets_pass(preset):
     assert check(load(preset=preset)).trl == load(preset=preset).trl
 

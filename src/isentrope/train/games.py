@@ -1,20 +1,25 @@
-"""Text games: what a policy plays in several turns, a text in and a text out, and the one that the embedded model learns on two cores.
+"""Text games: what a policy plays in several turns, a text in and a text out, and the two that small embedded models learn on two cores.
 
 A game is made anew for every episode, begins with `reset(seed)` and is fully told by that seed: equal seeds and equal actions give equal replies. So
 nothing of it is ever saved; episodes live within one generation, and a resumed run plays what the other would have.
 
     keys    a note with the two digits of a door's lock lies behind one of four places. An action looks behind a place (`b`) or tries a code (`73`).
             1 if the door opens in the given turns, else 0, and nothing on the way: who looks behind each place at most once opens it in five.
+    reckon  a sum or product of two or three numbers (`47*38+25:`), and a calculator that takes one operation at a time. An action is a call (`47*38`), which
+            is answered with the value, or the answer (`=1811`), which ends the game: 1 if it is right, else 0. A call costs a turn, of four; some sums
+            are easy enough to do without.
 """
 
 import importlib
 import math
+import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from isentrope.errors import UserError
+from isentrope.train.tools import calculator
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,43 @@ class Keys:
         return Reply("shut\n" if re.fullmatch(r"[0-9]{2}", said) else "what\n", done=last)
 
 
-GAMES: Mapping[str, Callable[..., Game]] = {"keys": Keys}
+class Reckon:
+    """Work out a sum or product with a calculator for one operation at a time.
+
+    >>> game = Reckon()
+    >>> game.reset(2), game.value
+    ('38*22+51:', 887)
+    >>> game.step("38*22").text, game.step("38*22+51").text, game.step("836+51").text, game.step("=887")
+    ('836\\n', 'what\\n', '887\\n', Reply(text='right\\n', done=True, reward=1.0))
+    """
+
+    FORMS = ("s+s", "d+d", "d*d", "d+d+d", "d*d+d")
+    """Kinds of tasks, equally often: s is a number of one digit, d of two. The first can be done without the calculator."""
+
+    def __init__(self, turns: int = 4):
+        self.turns = turns
+        self.value, self.made = 0, 0
+
+    def reset(self, seed: int) -> str:
+        draw = random.Random(seed)
+        form = self.FORMS[seed % len(self.FORMS)]
+        text = re.sub("[sd]", lambda kind: str(draw.randint(1, 9) if kind[0] == "s" else draw.randint(10, 99)), form)
+        self.value, self.made = int(calculator(text)), 0
+        return f"{text}:"
+
+    def step(self, action: str) -> Reply:
+        """The value of one operation, or whether the answer is right; a turn is used in any case."""
+        self.made += 1
+        said, last = action.strip(), self.made >= self.turns
+        if re.fullmatch(r"=[0-9]{1,9}", said):
+            right = int(said[1:]) == self.value
+            return Reply("right\n" if right else "wrong\n", done=True, reward=float(right))
+        if re.fullmatch(r"[1-9][0-9]{0,8}[+*][1-9][0-9]{0,8}", said):
+            return Reply(f"{calculator(said)}\n", done=last)
+        return Reply("what\n", done=last)
+
+
+GAMES: Mapping[str, Callable[..., Game]] = {"keys": Keys, "reckon": Reckon}
 """Games by name; others by import path, `pkg.mod:Class`."""
 
 

@@ -22,6 +22,8 @@ from isentrope.errors import UserError
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED = _ASSETS / "base-model"
 EMBEDDED_GAME = _ASSETS / "game-model"  # the embedded model after it has read games of several turns
+EMBEDDED_TOOL = _ASSETS / "tool-model"  # the same after games with a calculator
+_INSIDE = {"embedded": EMBEDDED, "embedded-game": EMBEDDED_GAME, "embedded-tool": EMBEDDED_TOOL}
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -42,7 +44,7 @@ class LoadedModel:
 
 
 def load(name_or_path: str | Path, *, dtype: str | torch.dtype | None = None) -> LoadedModel:
-    """`embedded`, `embedded-game`, `smollm2`, a local folder, or a hub name.
+    """`embedded`, `embedded-game`, `embedded-tool`, `smollm2`, a local folder, or a hub name.
 
     `dtype` of the weights: None and "auto" are float32. (With "auto" a run multiplies in bfloat16 where the machine does that in
     hardware; the weights stay float32, because at usual learning rates an update is smaller than bfloat16 can add to a weight.)
@@ -110,8 +112,8 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 def _place(name: str) -> str:
     """The folder of a local name; the name itself when it can only be a hub name."""
-    if name in ("embedded", "embedded-game"):
-        inside = EMBEDDED if name == "embedded" else EMBEDDED_GAME
+    if name in _INSIDE:
+        inside = _INSIDE[name]
         if not (inside / "model.safetensors").is_file():
             raise ModelError(f"model {name!r}: no model in {inside}. Build it with `make base-model`, or reinstall the wheel.")
         return str(inside)
@@ -123,7 +125,7 @@ def _place(name: str) -> str:
     if folder.exists():
         raise ModelError(f"model {name!r} is a file. Give the folder that holds it (config.json, *.safetensors, tokenizer).")
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise ModelError(f"model {name!r}: no such folder. Names: embedded, embedded-game, smollm2, a local folder, or a hub name like owner/model.")
+        raise ModelError(f"model {name!r}: no such folder. Names: {', '.join(_INSIDE)}, smollm2, a local folder, or a hub name like owner/model.")
     return name
 
 

@@ -98,7 +98,7 @@ def test_a_missing_model_gets_the_way_out(name, words, monkeypatch):
 def test_an_empty_folder_and_a_lost_embedded_model(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         load(tmp_path)
-    monkeypatch.setattr(models, "EMBEDDED", tmp_path)
+    monkeypatch.setitem(models._INSIDE, "embedded", tmp_path)
     with pytest.raises(ModelError, match="make base-model"):
         load("embedded")
 

@@ -114,6 +114,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         "a note behind one of four places, and a door that opens with its two digits: several turns, for the model `embedded-game`",
         {"game": "keys", "size": 400, "turns": 5, "turn_tokens": 4},
     ),
+    "reckon": (
+        "sums and products with a calculator that takes one operation at a time: tool calls in several turns, for the model `embedded-tool`",
+        {"game": "reckon", "size": 2000, "turns": 4, "turn_tokens": 9},
+    ),
 }
 
 
