@@ -48,7 +48,7 @@ class TaskSection(Section):
     config: dict[str, Any] | None = Field(default=None, description="parameters of that dataset")
     jsonl: str | None = Field(default=None, description="a file with one object per line, each with a string `prompt`")
     reward: str | list[str] | None = Field(default=None, description="reward functions by import path, `pkg.mod:function`")
-    game: str | None = Field(default=None, description="a game of several turns: `keys`, or a class by import path, `pkg.mod:Class`")
+    game: str | None = Field(default=None, description="a game of several turns: `keys`, `reckon`, or a class by import path, `pkg.mod:Class`")
     arguments: dict[str, Any] | None = Field(default=None, description="what its constructor takes")
     turns: int | None = Field(default=None, gt=0, description="actions of an episode at most")
     turn_tokens: int | None = Field(default=None, gt=0, description="tokens of an action at most; trl.max_completion_length bounds the whole episode")
