@@ -22,7 +22,7 @@ def test_a_killed_run_resumes_exactly(preset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["demo", "control-check", "game", "tool"])
+@pytest.mark.parametrize("preset", ["demo", "control-check", "game"])
 def test_ten_killed_runs_resume_exactly(preset):
     assert "10 of 10 resumed exactly" in kill(preset, 10)
 
