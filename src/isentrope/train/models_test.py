@@ -35,6 +35,14 @@ def test_embedded_is_about_a_million_parameters_in_at_most_six_megabytes(embedde
     assert embedded.tokenizer.padding_side == "left"
 
 
+@pytest.mark.parametrize("name", ["embedded-game", "embedded-tool"])
+def test_the_models_of_games_are_the_embedded_one_taught_more(embedded, name):
+    taught = load(name)
+    assert taught.tokenizer.get_vocab() == embedded.tokenizer.get_vocab()
+    assert [parameter.shape for parameter in taught.model.parameters()] == [parameter.shape for parameter in embedded.model.parameters()]
+    assert not any(torch.equal(one, other) for one, other in zip(taught.model.parameters(), embedded.model.parameters(), strict=True))
+
+
 def test_at_least_two_hundred_tokens_are_longer_than_one_character(tokenizer):
     assert sum(len(tokenizer.decode([i])) > 1 for i in range(len(tokenizer))) >= 200
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
