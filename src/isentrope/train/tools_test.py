@@ -2,11 +2,13 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -143,7 +145,10 @@ LIBC = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 
 
 @closes
-@pytest.mark.parametrize("call", ["socket(2, 1, 0)", "open(b'/etc/passwd', 0)", "fork()", "unlink(b'/tmp/x')", "ptrace(0, 0, 0, 0)", "setrlimit(0, bytes(16))"])
+@pytest.mark.parametrize(
+    "call",
+    ["socket(2, 1, 0)", "open(b'/etc/passwd', 0)", "fork()", "unlink(b'/tmp/x')", "ptrace(0, 0, 0, 0)", "setrlimit(0, bytes(16))", "madvise(0, 4096, 4)"],
+)
 def test_machine_code_meets_the_same_filter(call):
     """Past Python's modules, by the C library itself."""
     assert python(f"{LIBC}print(libc.{call}, ctypes.get_errno())") == "-1 1\n"
@@ -214,6 +219,16 @@ def test_what_cannot_be_closed_does_not_run(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(UserError, match="could not be started"):
         python("print('it ran')")
+
+
+def test_the_numbers_of_the_calls_are_the_kernel_s():
+    """Against the headers of this machine, where they are installed: those of its own architecture, and the generic ones, which are aarch64's."""
+    headers = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
+    for machine, (_, numbers) in locked.MACHINES.items():
+        assert len(numbers) == len(set(numbers)) == len(locked.CALLS)
+        if Path(headers[machine]).is_file():
+            told = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)\s", Path(headers[machine]).read_text(encoding="utf-8")))
+            assert {call: int(told[call]) for call in locked.CALLS} == dict(zip(locked.CALLS, numbers, strict=True))
 
 
 @closes
