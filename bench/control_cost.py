@@ -37,7 +37,7 @@ from trl import GRPOTrainer
 from isentrope import config as configuration
 from isentrope.config import Config
 from isentrope.control.registry import registry
-from isentrope.control.stages import Chain, Intervention, Sample, chain, stages_of
+from isentrope.control.stages import Chain, Fork, Intervention, Sample, chain, stages_of
 from isentrope.entry import cost
 from isentrope.measure.tokens import Discriminant, Entropy, ExpectedDiscriminant, MaxProb, TargetProb
 from isentrope.train.head import completion_signals
@@ -327,7 +327,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if options.clock == "cpu" and os.environ.get("OMP_NUM_THREADS") != "1":  # torch.set_num_threads would not reach the trainers' threads
         parser.error("the clock cpu counts one thread: set OMP_NUM_THREADS=1, or take --clock wall on a quiet machine")
-    names = list(registry()) if options.all else options.names
+    names = [name for name, kind in registry().items() if not isinstance(kind(), Fork)] if options.all else options.names  # no games here
     jobs: list[tuple[dict[str, Chain], str]] = []
     for start in range(0, len(names), GROUP):
         group = names[start : start + GROUP]

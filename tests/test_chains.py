@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from isentrope.control.objectives import Objective
 from isentrope.control.registry import registry
-from isentrope.control.stages import Chain, Policy, Regenerate, Reward, chain, policy_loss, survey
+from isentrope.control.stages import Chain, Fork, Policy, Regenerate, Reward, chain, policy_loss, survey
 from isentrope.control.step import join_steps, micro_batches
 from isentrope.testing.checks import distance
 from isentrope.testing.world import RNG, World, group_advantage, roll, world
 
 NAMES = sorted(registry())
 WINDOWLESS = {"kl-cov", "dispo", "aepo-agentic"}
-POLICIES, CUTTING = ({name for name in NAMES if issubclass(registry()[name], stage)} for stage in (Policy, Regenerate))
+POLICIES, CUTTING = ({name for name in NAMES if isinstance(registry()[name](), stage)} for stage in (Policy, (Regenerate, Fork)))
 AGGREGATIONS = ("grpo", "dapo", "dr_grpo")
 
 
@@ -45,7 +45,7 @@ def played(control: Chain, scene: World, objective: Objective, slices: int = 1) 
 
 
 def chains(names: list[str]) -> st.SearchStrategy[list[str]]:
-    """At most one link may choose the policy of the ratio, at most one may re-generate; hapo's window and a link that leaves none are refused together."""
+    """At most one link may choose the policy of the ratio, at most one say how a group begins; hapo's window and a link that leaves none are refused."""
 
     def allowed(chosen: list[str]) -> bool:
         return all(sum(name in kind for name in chosen) <= 1 for kind in (POLICIES, CUTTING)) and not ("hapo" in chosen and WINDOWLESS & set(chosen))

@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 
 from isentrope.control.objectives import Objective
-from isentrope.control.stages import Filter, Intervention, Select, stages_of
+from isentrope.control.stages import Filter, Fork, Intervention, Select, stages_of
 
 PRESET = "control-check"
 """The preset that the recipes run on: the embedded model, four updates per generation batch, each batch used twice."""
+GAME = "game"
+"""The preset for a link that forks episodes of several turns."""
 
 _INFERRED = re.compile(r"\(inferred\b|\binferred\)", re.IGNORECASE)
 
@@ -45,6 +47,11 @@ def cost(link: Intervention) -> dict[str, Any]:
         words.append(
             "a second call of the sampler, which reads again what a branch took over; both calls' tokens are counted as isentrope/regenerate/first_tokens "
             "and second_tokens, what is taken over is not sampled again"
+        )
+    if "fork" in stages:
+        words.append(
+            "one forward without gradient over what is drawn after every turn of a game; an episode of every group that is played beforehand and thrown away, "
+            "counted as isentrope/fork/pilot_tokens; what a copy took over is not sampled again"
         )
     if "survey" in stages:
         words.append("one forward without gradient per update where that has several slices or processes")
@@ -89,6 +96,8 @@ def vllm(link: Intervention) -> str:
         return "refused, because it needs a hook on every decoding step"
     if "regenerate" in stages:
         return "refused, because responses that go on from a cut go through transformers' generate"
+    if "fork" in stages:
+        return "not tried: what is drawn in a turn is scored by the trainer's own model before the next"
     if "extra" in stages:
         return "refused, because extra rollouts at another temperature go through transformers' generate"
     if isinstance(link, Select) and link.probe() is not None:
@@ -107,8 +116,9 @@ def recipe(link: Intervention) -> dict[str, Any]:
     control = [{"name": link.name, **_changed(chosen, link)}]
     objective = _changed(chosen.recipe(), Objective.named("grpo"))
     sets = [f"control={_flow(control if len(control[0]) > 1 else [link.name])}", *([f"objective={_flow(objective)}"] if objective else [])]
-    words = ["isentrope", "train", "--preset", PRESET, *(word for item in sets for word in ("--set", item)), "--out", f"runs/{link.name}"]
-    return {"control": control, "objective": objective, "sets": sets, "command": " ".join(map(shlex.quote, words))}
+    preset = GAME if isinstance(link, Fork) else PRESET
+    words = ["isentrope", "train", "--preset", preset, *(word for item in sets for word in ("--set", item)), "--out", f"runs/{link.name}"]
+    return {"preset": preset, "control": control, "objective": objective, "sets": sets, "command": " ".join(map(shlex.quote, words))}
 
 
 def _changed(value: Any, base: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from isentrope.control.registry import registry
 from isentrope.control.stages import Intervention, stages_of
-from isentrope.entry import PRESET, cost, inferred, recipe, shown, verified, vllm
+from isentrope.entry import cost, inferred, recipe, shown, verified, vllm
 from isentrope.ranges import ranges
 from isentrope.recipes import Recipe
 from isentrope.recipes import by_slug as recipes_of
@@ -180,8 +180,8 @@ def _runs(item: dict[str, Any]) -> list[str]:
     """The recipe. Its settings are those that bite on the embedded model, not the paper's."""
     sets = ",\n    ".join(repr(text) for text in item["recipe"]["sets"])
     return [
-        f"On the embedded model (preset `{PRESET}`), with settings that bite there and the objective that the paper combines it with:", "",
+        f"On the embedded model (preset `{item['recipe']['preset']}`), with settings that bite there and the objective that the paper combines it with:", "",
         "```sh", item["recipe"]["command"], "```", "", "```python", "from isentrope.config import load", "from isentrope.train.check import check",
-        "from isentrope.train.run import run", "", f'config = load(preset="{PRESET}", out="runs/{item["name"]}", sets=[', f"    {sets},", "])",
-        "run(check(config))", "```", "",
+        "from isentrope.train.run import run", "",
+        f'config = load(preset="{item["recipe"]["preset"]}", out="runs/{item["name"]}", sets=[', f"    {sets},", "])", "run(check(config))", "```", "",
     ]  # fmt: skip

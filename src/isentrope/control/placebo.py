@@ -10,6 +10,7 @@ ones that `x` would choose. Whatever effect is left is the effect of touching th
 | replay | number of responses kept in the buffer | which |
 | sample | the temperatures of a decoding step | which response gets which |
 | regenerate | which drafts are cut how often; branches of one cut share one | where, among the positions at which a cut was allowed |
+| fork | how many episodes begin at the prompt, how many are copied after a reply | of which of those that stand there |
 | reward, advantage | the shaping terms of a group | which response (token) of the group gets which |
 | filter | number of groups (rows) dropped | which |
 | clip, weight | bounds, factors and kept tokens, among tokens of one sign of the advantage | which token |
@@ -20,7 +21,7 @@ Random choices are keyed by row id, so they are the same over micro-batches, ran
 alike (one constant bound or factor) is its own placebo here; compare it with a yoked series instead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 
@@ -29,6 +30,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from isentrope.control.cuts import Branches, Drafts, drawn, leading
+from isentrope.control.forks import Standing
 from isentrope.control.objectives import Bounds, Objective
 from isentrope.control.stages import (
     Clip,
@@ -221,6 +223,23 @@ class _Regenerate:
         return replace(found, cut=torch.where(found.cut > 0, drawn(places, keys), 0))
 
 
+class _Fork:
+    @property
+    def shared(self) -> str:
+        return self.inner.shared
+
+    def pilot(self) -> bool:
+        return self.inner.pilot()
+
+    def roots(self, samples: int, pilot: Standing | None, state: State) -> int:
+        return self.inner.roots(samples, pilot, state)
+
+    def forks(self, standing: Sequence[Standing], free: int, made: int, state: State, rng: RowRng) -> Sequence[int]:
+        counts, turn = self.inner.forks(standing, free, made, state, rng), len(standing[0].turns)
+        order = self.keys(rng).uniform(torch.tensor([line.row for line in standing]), turn)[:, turn - 1].argsort()
+        return [counts[place] for place in order.tolist()]
+
+
 class _Reward:
     def reward(self, rollouts: Rollouts, state: State) -> Float[Tensor, " response"]:
         term = self.inner.reward(rollouts, state) - rollouts.reward
@@ -353,7 +372,7 @@ class _Update:
 
 
 _STAGES: Mapping[str, type] = {
-    "select": _Select, "extra": _Extra, "sample": _Sample, "regenerate": _Regenerate, "reward": _Reward, "filter": _Filter,
+    "select": _Select, "extra": _Extra, "sample": _Sample, "regenerate": _Regenerate, "fork": _Fork, "reward": _Reward, "filter": _Filter,
     "advantage": _Advantage, "rows": _Rows, "replay": _Replay, "collect": _Collect,
     "survey": _Survey, "clip": _Clip, "weight": _Weight, "regularise": _Regularise, "update": _Update,
 }  # fmt: skip

@@ -4,7 +4,7 @@ An intervention is a frozen dataclass of its hyper-parameters with one method fo
 it has is read off its methods (the protocols below). Stages run on four clocks:
 
 - before training, once: `select` (which prompts, from what the starting policy makes of them)
-- rollout, once per generation and over all ranks: `extra`, `temperature`, `branches`, `reward`, `keep`, `advantage`, `rows`, `remember`, `collect`
+- rollout, once per generation and over all ranks: `extra`, `temperature`, `branches`, `forks`, `reward`, `keep`, `advantage`, `rows`, `remember`, `collect`
 - update, once per optimiser step over all its slices and ranks, without gradient: `survey`
 - micro-batch, with gradient: `policy`, `clip`, `weight`, `regularise`
 - end of the update: `update`
@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from isentrope.control.cuts import Branches, Drafts
+from isentrope.control.forks import Standing
 from isentrope.control.objectives import Bounds, Objective
 from isentrope.control.step import Need, Progress, Rollouts, RowRng, State, Stats, Step
 from isentrope.measure.tokens import Signal
@@ -216,6 +217,28 @@ class Regenerate(Protocol):
 
 
 @runtime_checkable
+class Fork(Protocol):
+    """In a game of several turns: some episodes of a group begin at its prompt, the others where one of them stands after a reply.
+
+    A group that still lacks episodes when none of its own can go on begins another at the prompt.
+    """
+
+    shared: str  # "all": what an episode took over is trained in its row too; "once": it leaves the loss there
+
+    def pilot(self) -> bool:
+        """Whether one episode of every group is played beforehand, to be measured and thrown away."""
+        ...
+
+    def roots(self, samples: int, pilot: Standing | None, state: State) -> int:
+        """How many of a group's `samples` episodes begin at its prompt, at least one."""
+        ...
+
+    def forks(self, standing: Sequence[Standing], free: int, made: int, state: State, rng: RowRng) -> Sequence[int]:
+        """How many more episodes go on from each of these, which are of one group and stand after a reply; `free` are left, `made` were added so far."""
+        ...
+
+
+@runtime_checkable
 class Reward(Protocol):
     def reward(self, rollouts: Rollouts, state: State) -> Float[Tensor, " response"]: ...
 
@@ -294,8 +317,8 @@ class Update(Protocol):
 
 
 ROLLOUT_STAGES: Mapping[str, type] = {
-    "select": Select, "extra": Extra, "sample": Sample, "regenerate": Regenerate, "reward": Reward, "filter": Filter, "advantage": Advantage, "rows": Rows,
-    "replay": Replay, "collect": Collect,
+    "select": Select, "extra": Extra, "sample": Sample, "regenerate": Regenerate, "fork": Fork, "reward": Reward, "filter": Filter, "advantage": Advantage,
+    "rows": Rows, "replay": Replay, "collect": Collect,
 }  # fmt: skip
 UPDATE_STAGES: Mapping[str, type] = {
     "survey": Survey, "policy": Policy, "clip": Clip, "weight": Weight, "regularise": Regularise, "update": Update,
@@ -361,7 +384,7 @@ def gradient(signal: Signal) -> bool:
 def chain(*links: "Intervention | Chain") -> Chain:
     """One chain of these interventions (chains among them are flattened).
 
-    Raises ValueError if two links choose the policy or re-generate, or a link is no intervention. Warns where one link undoes another.
+    Raises ValueError if two links choose the policy, or say how a group's responses begin, or a link is no intervention. Warns where one link undoes another.
     """
     flat: list[Intervention] = []
     for link in links:
@@ -374,7 +397,7 @@ def chain(*links: "Intervention | Chain") -> Chain:
     policies = [link.name for link in flat if isinstance(link, Policy)]
     if len(policies) > 1:
         raise ValueError(f"chain: only one link may choose the policy of the ratio. Got {', '.join(policies)}.")
-    cutting = [link.name for link in flat if isinstance(link, Regenerate)]
+    cutting = [link.name for link in flat if isinstance(link, Regenerate | Fork)]
     if len(cutting) > 1:
         raise ValueError(f"chain: only one link may say how the responses of a group begin. Got {', '.join(cutting)}.")
     clips = [link.name for link in flat if isinstance(link, Clip)]

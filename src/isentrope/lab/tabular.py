@@ -24,6 +24,7 @@ from isentrope.control.stages import (
     Collect,
     Extra,
     Filter,
+    Fork,
     Intervention,
     Regenerate,
     Replay,
@@ -208,10 +209,12 @@ def train(
 ) -> History:
     """Plain stochastic gradient descent on the table under `link` (none: the objective alone).
 
-    objective: of the first link's recipe by default. Everything random follows from `seed`.
+    objective: of the first link's recipe by default. Everything random follows from `seed`. Raises ValueError for a link that forks: nothing has turns here.
     """
     links = (link,) if isinstance(link, Intervention) else tuple(link)
     control = chain(*links)
+    if forking := [one.name for _, one in control.having(Fork)]:
+        raise ValueError(f"train: {forking[0]} forks episodes of several turns, and a table has single responses. Train it on a game.")
     objective = objective or (links[0].recipe() if links else Objective.named("grpo"))
     generator = torch.Generator().manual_seed(7919 * seed + 3)
     states, rows = control.init(), []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isentrope.control.stages import ChainStats, Intervention, LossResult, policy_loss, stages_of
+from isentrope.control.stages import ChainStats, Fork, Intervention, LossResult, policy_loss, stages_of
 from isentrope.control.step import Rollouts, Step
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def _add(total: list[Tensor], parts: Sequence[Tensor | None]) -> None:
 
 
 def check_bites(intervention: Intervention, *, seed: int = 0, steps: int = 20, least: int = 15) -> list[Bite]:
-    """Train the embedded model for `steps` updates of the preset `control-check` under the intervention's embedded setting.
+    """Train the embedded model for `steps` updates of the preset `control-check` (`game`, for a link that forks episodes) under the intervention's
+    embedded setting.
 
     In at least `least` of them it must touch between 0.5 % and 50 % of tokens (or rows, or prompts), and, where a stage of it acts on
     the loss, move the gradient by more than 1e-3 of its norm. One that is `dense` by design has no upper share.
@@ -140,7 +141,7 @@ def check_bites(intervention: Intervention, *, seed: int = 0, steps: int = 20, l
 
 
 def bite(intervention: Intervention, *, seed: int = 0, steps: int = 20, recorder: BiteRecorder | None = None) -> list[Bite]:
-    """The updates of a run of `control-check`, measured (by `recorder`, if given).
+    """The updates of a run of `control-check` (or `game`), measured (by `recorder`, if given).
 
     Raises SkipTest naming the extra if trl is not installed.
     """
@@ -156,12 +157,14 @@ def bite(intervention: Intervention, *, seed: int = 0, steps: int = 20, recorder
     recorder = BiteRecorder(intervention.name) if recorder is None else recorder
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = load(preset="control-check", seed=seed, sets=[f"trl.max_steps={steps}", "trl.save_strategy='no'"])
+        preset = "game" if isinstance(intervention, Fork) else "control-check"
+        config = load(preset=preset, seed=seed, sets=[f"trl.max_steps={steps}", "trl.save_strategy='no'"])
         loaded = models.load(config.model.name, dtype=config.model.dtype)
         task = tasks.build(config.task, chat=loaded.chat)
         trainer = IsentropeTrainer(
             model=loaded.model, reward_funcs=list(task.reward_funcs), args=trainer_arguments(config, Path(folder)),
             train_dataset=task.train, processing_class=loaded.tokenizer, control=[intervention], recorder=recorder,
+            game=task.game,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -11,6 +11,7 @@ from isentrope.control.stages import (
     Clip,
     Extra,
     Filter,
+    Fork,
     Intervention,
     Regenerate,
     Regularise,
@@ -23,6 +24,7 @@ from isentrope.control.stages import (
     Weight,
 )  # fmt: skip
 from isentrope.control.step import State, Step
+from isentrope.testing.forks import forked
 from isentrope.testing.world import RNG, World, drafts_of, probed
 
 
@@ -41,6 +43,7 @@ def decisions(link: Intervention, scene: World, state: State, asked: Interventio
     asked: the intervention whose extra samples the `rows` stage is given (default: `link` itself).
     """
     found = _on_drafts(link, scene, state) if isinstance(link, Regenerate) else {}
+    found |= _on_replies(link, scene, state) if isinstance(link, Fork) else {}
     scene = scene.scored(link.needs)
     return found | _on_rollouts(link, scene, state, link if asked is None else asked) | _on_update(link, scene.step(link.needs), state)
 
@@ -53,6 +56,15 @@ def _on_drafts(link: Regenerate, scene: World, state: State) -> dict[str, Decisi
     real = found.cut > 0
     free = (found.allowed.sum(-1)[found.parent[real]] > 1).any()
     return {"regenerate": Decision(torch.cat([real.sum()[None], found.parent]), torch.cat([found.parent, found.cut]), bool(free))}
+
+
+def _on_replies(link: Fork, scene: World, state: State) -> dict[str, Decision]:
+    """The first reply of every group after which one is forked: up to there, a link and its placebo are shown the same."""
+    _, found = forked(scene, link, state, RNG)
+    firsts = [counts for counts in (next(filter(any, told), None) for told in found.counts) if counts is not None]
+    sums = torch.tensor([sum(counts) for counts in firsts] + list(found.roots))
+    flat = torch.tensor([count for counts in firsts for count in counts])
+    return {"fork": Decision(sums, flat, any(0 < sum(counts) < len(counts) for counts in firsts))}
 
 
 def _on_rollouts(link: Intervention, scene: World, state: State, asked: Intervention) -> dict[str, Decision]:

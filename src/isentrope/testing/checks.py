@@ -159,6 +159,7 @@ def neutral_leaves_rollouts_alone(link: Intervention, seed: int) -> None:
         after, rolled = roll(neutral, scene, state, RNG)
         require(rolled.request is None, f"neutral asks for extra samples: {rolled.request}.")
         require(rolled.branches is None or not rolled.branches.cut.any(), "neutral cuts responses.")
+        require(rolled.forks is None or not rolled.forks.rows.any(), "neutral forks episodes.")
         for name in ("row_id", "reward", "trained_mask", "completion_ids"):
             require(torch.equal(after.rollouts.__dict__[name], before.__dict__[name]), f"neutral changes {name}.")
         mask = before.trained_mask

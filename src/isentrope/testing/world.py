@@ -23,6 +23,7 @@ from isentrope.control.stages import (
     Extra,
     ExtraRequest,
     Filter,
+    Fork,
     Intervention,
     Probed,
     Regenerate,
@@ -38,6 +39,7 @@ from isentrope.control.stages import (
 )  # fmt: skip
 from isentrope.control.step import ORIGINS, Need, Normaliser, Progress, Rollouts, RowRng, State, Step, concatenate, join_steps, micro_batches, pad_width
 from isentrope.measure.tokens import LogProb, token_signals_from_logits
+from isentrope.testing.forks import Forked, forked
 
 RNG = RowRng(seed=11, step=4)
 """Keys that a play uses unless told otherwise."""
@@ -242,6 +244,7 @@ class Rolled:
 
     request: ExtraRequest | None = None
     branches: Branches | None = None
+    forks: Forked | None = None
     temperature: Float[Tensor, "response token"] | None = None
     keep: Bool[Tensor, " response"] | None = None
     edit: RowEdit | None = None
@@ -267,13 +270,16 @@ class Outcome:
 
 
 def roll(link: Intervention | None, world: World, state: State, rng: RowRng) -> tuple[World, Rolled]:
-    """The rollout clock: drafts and branches, extra samples, temperatures, score, reward, filter (dropped rows leave the loss), advantage, rows."""
+    """The rollout clock: drafts and branches, forks, extra samples, temperatures, score, reward, filter (dropped rows leave the loss), advantage, rows."""
     needs = () if link is None else link.needs
     drafted = drafts_of(world, link, state) if isinstance(link, Regenerate) else None
     rolled = Rolled()
     if drafted is not None and isinstance(link, Regenerate):
         rolled = Rolled(branches=link.branches(drafted.seen, state, rng.child(0)))
         world = branched(world, drafted, rolled.branches)
+    if isinstance(link, Fork):
+        world, found = forked(world, link, state, rng)
+        rolled = replace(rolled, forks=found)
     world = world.scored(needs)
     extra = None
     if isinstance(link, Extra):

@@ -99,7 +99,12 @@ def refuse_cutting(args: GRPOConfig, chain: Chain, key: str, link: Regenerate) -
     beside = [chain.keys[index] for index, _ in chain.having(Sample)]
     if beside:
         raise UserError(f"{key} and {', '.join(beside)} both change how responses are sampled, and are not carried together. Drop one of them.")
-    rows = args.per_device_train_batch_size * args.steps_per_generation
+    refuse_split_groups(args, key)
+
+
+def refuse_split_groups(args: GRPOConfig, key: str) -> None:
+    """Raises UserError naming the link and the numbers, unless every group lies on one process."""
+    rows, samples = args.per_device_train_batch_size * args.steps_per_generation, args.num_generations
     if rows % samples:
         raise UserError(
             f"{key}: a group must lie on one process, and num_generations={samples} does not divide the {rows} rows of each "

@@ -96,6 +96,9 @@ class TapeRecorder:
         if trainer.regeneration is not None:
             key, found = trainer.regeneration.key, trainer.regeneration.figures
             self._batch |= {f"touch/{key}": found["share"], **{f"cut/{key}/{name}": value for name, value in found.items()}}
+        if trainer.forking is not None:
+            key, found = trainer.forking.key, trainer.forking.figures
+            self._batch |= {f"touch/{key}": found["share"], **{f"fork/{key}/{name}": value for name, value in found.items()}}
         for key, share in trainer.touched_rollouts().items():
             self._batch[f"touch/{key}"] = max(share, self._batch.get(f"touch/{key}", 0.0))
         if self.tokens_every is not None and trainer.accelerator.is_main_process:

@@ -164,7 +164,7 @@ class RolloutStages:
                 ids, _ = GRPOTrainer._generate_single_turn(trainer, prompt_lists, images, multimodal, samples)
                 told = lambda mask: {"mask": mask, "truncated": trainer.truncated(ids)}  # noqa: E731
             else:
-                ids, mine, told = trainer.player.extra(trainer, mine)
+                ids, mine, told = trainer.player.extra(trainer, mine, samples if whole else None, first_row)
         texts = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
         completions = [[{"role": "assistant", "content": text}] if isinstance(prompt, list) else text for prompt, text in zip(prompts, texts, strict=True)]
         parts = trainer._calculate_rewards([dict(row) for row in mine], prompts, completions, ids)

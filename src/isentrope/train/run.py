@@ -324,6 +324,7 @@ class Run:
     def provenance(self, dtype: str) -> dict:
         books = {} if self.ledger is None else ledger_provenance(self.args.temperature)
         books |= {} if self.task.game is None else turn_provenance(self.task.game.turns, self.args.temperature, dtype)
+        books |= {} if self.trainer.forking is None else self.trainer.forking.provenance(self.args.temperature, dtype)
         cutting = None if self.trainer.regeneration is None else self.trainer.regeneration.key
         return provenance(self.args.temperature, dtype, self.trainer.own_head, cutting) | self.eval_provenance(dtype) | books
 

@@ -42,6 +42,7 @@ from isentrope.errors import UserError
 from isentrope.measure.tokens import Entropy, LogProb, Signal
 from isentrope.train.batch import as_text, gather_step, is_correct, pack, unpack
 from isentrope.train.carried import built, check_host, objective_of, refuse_options, warn_of_idle
+from isentrope.train.forks import forking
 from isentrope.train.games import GameSpec
 from isentrope.train.head import attach_head, completion_signals
 from isentrope.train.prepare import prepare
@@ -165,13 +166,15 @@ class IsentropeTrainer(GRPOTrainer):
         self._slice = 0
         self._rollout_stages = RolloutStages(self) if chain.links else None
         self.regeneration = regeneration(self)
+        self.forking = forking(self)
         self._temperatures: list[Tensor] = []
         self.rows: Sequence[Mapping[str, Any]] = ()  # of the data set, being generated
         self._scored: dict[str, Any] = {}
-        wanted = [need.signal for need in chain.needs] + list(recorder.signals if recorder else ())
+        later = [need.signal for need in chain.needs if need.policy != "draft"]  # those are scored while sampling
+        wanted = later + list(recorder.signals if recorder else ())
         inside = [need.signal for need in chain.needs if need.policy == "current" and isinstance(need.signal, Request)]
         self.signals = _signals([signal for signal in wanted if not isinstance(signal, Request)] + inside)
-        self.own_head = bool(wanted)
+        self.own_head = bool(wanted or chain.needs)
         self._surveys = any(isinstance(link, Survey) for link in chain.links)
         if self._surveys and self.args.gradient_accumulation_steps > self.args.steps_per_generation * self.num_iterations:
             raise UserError(

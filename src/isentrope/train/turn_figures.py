@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isentrope.control.step import ORIGINS, Rollouts, Step
+from isentrope.control.step import Rollouts, Step
 from isentrope.provenance import Provenance
 from isentrope.train.turns import Episode
 
@@ -60,7 +60,7 @@ def turn_rows(rollouts: Rollouts, row: int, episodes: Sequence[Episode], decode:
     if rollouts.turn is None:
         return []
     text, wrote, turn = rollouts.completion_mask[row], rollouts.trained_mask[row], rollouts.turn[row]
-    own = episodes[row] if ORIGINS[int(rollouts.origin[row])] == "policy" and row < len(episodes) else None
+    own = episodes[row] if row < len(episodes) and rollouts.completion_ids[row][text].tolist() == episodes[row].ids else None
     advantage = rollouts.token_advantage()[row]
     rows = []
     for number in range(len(own.actions) if own is not None else int(turn[text].max()) + 1):

@@ -60,8 +60,9 @@ def test_without_turns_there_are_no_columns():
 
 
 def test_an_own_episode_is_told_by_what_was_said_and_another_by_its_tokens():
-    episode = Episode(Keys(), [1], actions=["17", "20"], replies=["more\n", "found\n"], ending="end")
     known = rollouts(advantage=torch.tensor([[2.0], [-1.0]]), origin=torch.tensor([0, 2]))
+    ids = known.completion_ids[0][known.completion_mask[0]].tolist()
+    episode = Episode(Keys(), [1], ids=ids, actions=["17", "20"], replies=["more\n", "found\n"], ending="end")
     decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
     first = turn_rows(known, 0, [episode, episode], decode)
     assert [(row["action"], row["reply"], row["tokens"], row["advantage"], row["ending"]) for row in first] == [
@@ -69,5 +70,5 @@ def test_an_own_episode_is_told_by_what_was_said_and_another_by_its_tokens():
     ]  # fmt: skip
     replayed = turn_rows(known, 1, [episode, episode], decode)
     assert [(row["turn"], row["action"], row["reply"], row["ending"]) for row in replayed] == [(0, "6", "7", None), (1, "8", "9", None), (2, "10 11", "", None)]
-    faulty = Episode(Keys(), [1], actions=["17"], replies=[""], ending="fault", fault="step raised ValueError: x")
+    faulty = Episode(Keys(), [1], ids=ids, actions=["17"], replies=[""], ending="fault", fault="step raised ValueError: x")
     assert turn_rows(known, 0, [faulty], decode)[0]["ending"] == "step raised ValueError: x"

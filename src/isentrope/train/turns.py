@@ -31,12 +31,15 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
 from isentrope.control.stages import Chain, Extra, Filter, Sample
+from isentrope.control.step import ORIGINS
 from isentrope.errors import UserError
+from isentrope.measure.tokens import Signal
 from isentrope.train.games import Game, GameSpec, Reply
 from isentrope.train.rewards import OutOfTime, time_limit
-from isentrope.train.rollout import generating
+from isentrope.train.rollout import generating, padded, policy_signals
 
 if TYPE_CHECKING:
+    from isentrope.train.forks import Forking
     from isentrope.train.trl import IsentropeTrainer
 
 Ending = Literal["", "end", "turns", "budget", "fault"]
@@ -61,6 +64,7 @@ class Episode:
 
     game: Game
     prompt_ids: list[int]
+    seed: int = 0
     ids: list[int] = field(default_factory=list)
     wrote: list[bool] = field(default_factory=list)  # by the policy
     turn: list[int] = field(default_factory=list)
@@ -70,6 +74,19 @@ class Episode:
     reward: float = 0.0
     ending: Ending = ""
     fault: str = ""
+    kept: int = 0  # first tokens that it took over from another episode
+    untrained: int = 0  # of these, how many are out of its loss
+    run: int = 0  # at how many replies in a row, up to the last but one, this line of play was forked
+
+    @property
+    def trained(self) -> list[bool]:
+        """What the policy wrote, but for what is trained in another row."""
+        return [wrote and place >= self.untrained for place, wrote in enumerate(self.wrote)]
+
+    def said(self, turn: int, name: str) -> list[float]:
+        """A column at the policy's tokens of one turn."""
+        found = zip(self.columns[name], self.wrote, self.turn, strict=True)
+        return [value for value, wrote, of in found if wrote and of == turn]
 
     def append(self, ids: Sequence[int], turn: int, columns: Mapping[str, Sequence[float]] | None) -> None:
         """Tokens of this turn: the policy's with their `columns`, the environment's with None."""
@@ -121,28 +138,36 @@ def play(
     budget: int,
     *,
     anywhere: Callable[[bool], bool] = lambda here: here,
+    grown: Callable[[], Sequence[Episode]] = lambda: (),
 ) -> None:
     """Plays all episodes to their ends, turn by turn and together; `budget`: tokens of a row, the environment's included.
 
     anywhere: whether any rank still plays, from whether this one does. One that is done samples along into the void, because the generation of a sharded
     model needs all ranks.
+    grown: after every turn, more episodes that are to be played.
     """
-    for turn in range(rules.turns):
+    episodes = list(episodes)
+    while anywhere(any(not episode.ending for episode in episodes)):
         active = [episode for episode in episodes if not episode.ending]
-        if not anywhere(bool(active)):
-            return
-        asked = active or list(episodes[:1])
+        asked = active or episodes[:1]
         room = max(budget - len(episode.ids) for episode in asked)
         drawn = generate([episode.prompt_ids + episode.ids for episode in asked], max(1, min(rules.turn_tokens, room)))
         for row, episode in enumerate(active):
-            left = budget - len(episode.ids)
+            left = max(0, min(budget - len(episode.ids), rules.turn_tokens - len(_begun(episode))))
             columns = {name: values[row][:left] for name, values in drawn.columns.items()}
-            _take_turn(episode, drawn.ids[row][:left], columns, turn, voice, rules, budget)
+            _take_turn(episode, drawn.ids[row][:left], columns, voice, rules, budget)
+        episodes += grown()
 
 
-def _take_turn(episode: Episode, ids: list[int], columns: Mapping[str, list[float]], turn: int, voice: Voice, rules: GameSpec, budget: int) -> None:
+def _begun(episode: Episode) -> list[int]:
+    """What stands already of the action that comes: an episode may go on from the middle of one."""
+    return [token for token, turn in zip(episode.ids, episode.turn, strict=True) if turn == len(episode.actions)]
+
+
+def _take_turn(episode: Episode, drawn: list[int], columns: Mapping[str, list[float]], voice: Voice, rules: GameSpec, budget: int) -> None:
     """The action goes into the row and to the game; its reply follows where another action can."""
-    episode.append(ids, turn, columns)
+    turn, ids = len(episode.actions), [*_begun(episode), *drawn]
+    episode.append(drawn, turn, columns)
     episode.actions.append(voice.action(ids))
     episode.replies.append("")
     if len(episode.ids) >= budget and not voice.ended(ids):
@@ -179,6 +204,35 @@ def _asked(game: Game, action: str, seconds: float | None) -> Reply | str:
     return reply
 
 
+def forked(episode: Episode, rules: GameSpec, at: int | None = None) -> Episode:
+    """Another episode that goes on from the first `at` tokens of this one (None: from where it stands). Its game is played again from the seed.
+
+    `at` lies at the policy's own tokens. Raises ValueError where nothing can go on from there, and UserError where the game does not answer as it did.
+    """
+    at = len(episode.ids) if at is None else at
+    if (at < len(episode.ids) and not episode.wrote[at]) or (at >= len(episode.ids) and episode.ending):
+        raise ValueError(f"forked: an episode goes on at a token that the policy wrote, or where it stands. Got {at} of {len(episode.ids)}.")
+    turns = len(episode.actions) if at >= len(episode.ids) else episode.turn[at]
+    game, gained, fault = rules.game(), 0.0, ""
+    game.reset(episode.seed)
+    for action, said in zip(episode.actions[:turns], episode.replies[:turns], strict=True):
+        reply = _asked(game, action, rules.timeout)
+        if isinstance(reply, str):
+            fault = reply
+            break
+        if reply.text != said:
+            raise UserError(
+                f"game {rules.name!r} is not told by its seed: to {action[:40]!r} it said {said[:80]!r} and then {reply.text[:80]!r}, so nothing can go on "
+                "from there. Draw everything hidden from random.Random(seed), and let equal actions have equal replies."
+            )
+        gained += reply.reward
+    return Episode(
+        game, episode.prompt_ids, episode.seed, episode.ids[:at], episode.wrote[:at], episode.turn[:at],
+        {name: values[:at] for name, values in episode.columns.items()}, episode.actions[:turns], episode.replies[:turns], gained,
+        "fault" if fault else "", fault, kept=at, run=episode.run,
+    )  # fmt: skip
+
+
 def outcome(completions: Sequence[Any], game_reward: Sequence[float], game_fault: Sequence[str], **columns: Any) -> list[float]:
     """The reward function of a game: what its episodes gained. Raises RuntimeError with the fault of an episode that has one."""
     if faults := [fault for fault in game_fault if fault]:
@@ -200,7 +254,7 @@ def opened(rules: GameSpec, rows: Sequence[Mapping[str, Any]], prompt_ids: Seque
                 f"game {rules.name!r} is not told by its seed: reset({row['seed']}) says {opening[:80]!r}, and said {str(said)[:80]!r} when the task was "
                 "built. Draw everything hidden from random.Random(seed)."
             )
-        episodes.append(Episode(game, list(ids)))
+        episodes.append(Episode(game, list(ids), int(row["seed"])))
     return episodes
 
 
@@ -229,7 +283,8 @@ def read_turns(output: Mapping[str, Tensor], player: "Player | None") -> dict[st
     """What `Rollouts` says of the turns of TRL's batch, which our player or somebody's own loop made; a batch without an environment has no turns."""
     text = output["completion_mask"].bool()
     if player is not None:
-        return told(text, player.episodes)
+        kept = torch.tensor([episode.kept > 0 for episode in player.episodes], device=text.device)
+        return told(text, player.episodes) | {"origin": torch.where(kept, ORIGINS.index("branch"), ORIGINS.index("policy"))}
     if "tool_mask" not in output:
         return {"mask": text}
     wrote = text & output["tool_mask"].bool()
@@ -259,13 +314,18 @@ class Player:
 
     def __call__(self, prompts: Sequence[Any], trainer: "IsentropeTrainer") -> dict[str, Any]:
         """What TRL wants of a rollout, for the rows that the trainer is generating (`trainer.rows`: prompts alone do not tell seeds)."""
-        self.episodes = self.played(trainer, trainer.rows)
+        forking = trainer.forking if trainer.model.training else None
+        if forking is None:
+            self.episodes = self.played(trainer, trainer.rows)
+        else:
+            self.episodes = self.grown(trainer, trainer.rows, forking, trainer.num_generations, trainer.first_row(len(trainer.rows)))
+            forking.count(self.episodes)
         told = [episode.columns.get("log_prob") for episode in self.episodes]
         return {
             "prompt_ids": [episode.prompt_ids for episode in self.episodes],
             "completion_ids": [episode.ids for episode in self.episodes],
             "logprobs": None if any(values is None for values in told) else told,
-            "env_mask": [[int(wrote) for wrote in episode.wrote] for episode in self.episodes],
+            "env_mask": [[int(trained) for trained in episode.trained] for episode in self.episodes],
             **outcomes(self.episodes),
         }
 
@@ -273,13 +333,41 @@ class Player:
         """One episode of every row by the current policy; `plain`: without the temperatures of the chain."""
         prompt_ids, _, _ = trainer._tokenize_prompts([row["prompt"] for row in rows])
         episodes = opened(self.rules, rows, prompt_ids)
-        voice = Voice(trainer._tokenizer, trainer.eos_token_ids, chat=not isinstance(rows[0]["prompt"], str))
-        play(episodes, _generation(trainer, plain), voice, self.rules, trainer.max_completion_length, anywhere=_anywhere(trainer))
+        self._play(trainer, rows, episodes, _generation(trainer, plain))
         return episodes
 
-    def extra(self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], list[dict[str, Any]], Callable]:
-        """Episodes beside the batch: their token ids, the rows with what they gained, and what tells `Rollouts` of them from the mask of their text."""
-        episodes = self.played(trainer, rows, plain=True)
+    def grown(
+        self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]], forking: "Forking", samples: int, first_row: int, *, plain: bool = False
+    ) -> list[Episode]:
+        """Groups of `samples` episodes, of which some go on from others; row ids begin at `first_row`."""
+        prompt_ids, _, _ = trainer._tokenize_prompts([row["prompt"] for row in rows])
+        generate = _generation(trainer, plain, forking.signal)
+        starts = range(0, len(rows), samples)
+        heads, ids = [rows[start] for start in starts], [prompt_ids[start] for start in starts]
+        pilots: Sequence[Episode | None] = [None] * len(heads)
+        if forking.link.pilot():
+            pilots = opened(self.rules, heads, ids)
+            self._play(trainer, rows, pilots, generate)
+        groups = forking.groups(pilots, samples, first_row, lambda group, count: opened(self.rules, [heads[group]] * count, [ids[group]] * count))
+        self._play(trainer, rows, [episode for group in groups for episode in group.episodes], generate, partial(forking.grow, groups, self.rules))
+        return [episode for group in groups for episode in group.episodes]
+
+    def _play(self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]], episodes: Sequence[Episode], generate: Generate, *grown: Callable) -> None:
+        voice = Voice(trainer._tokenizer, trainer.eos_token_ids, chat=not isinstance(rows[0]["prompt"], str))
+        more = {"grown": grown[0]} if grown else {}
+        play(episodes, generate, voice, self.rules, trainer.max_completion_length, anywhere=_anywhere(trainer), **more)
+
+    def extra(
+        self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]], samples: int | None = None, first_row: int = 0
+    ) -> tuple[list[list[int]], list[dict[str, Any]], Callable]:
+        """Episodes beside the batch: their token ids, the rows with what they gained, and what tells `Rollouts` of them from the mask of their text.
+
+        samples: rows are whole groups of so many, made up as the batch's own are.
+        """
+        if trainer.forking is None or samples is None:
+            episodes = self.played(trainer, rows, plain=True)
+        else:
+            episodes = self.grown(trainer, rows, trainer.forking, samples, first_row, plain=True)
         gained = outcomes(episodes)
         paid = [{**row, **{name: values[at] for name, values in gained.items()}} for at, row in enumerate(rows)]
         return [episode.ids for episode in episodes], paid, lambda text: told(text, episodes)
@@ -287,13 +375,13 @@ class Player:
 
 def told(text: Bool[Tensor, "response token"], episodes: Sequence[Episode]) -> dict[str, Any]:
     """Fields of `Rollouts` that these episodes tell: `mask` of the trained tokens, `completion_mask`, `turn`, `truncated`."""
-    wrote = per_token([episode.wrote for episode in episodes], text)
+    wrote = per_token([episode.trained for episode in episodes], text)
     cut = torch.tensor([episode.ending == "budget" for episode in episodes], device=text.device)
     return {"mask": wrote & text, "completion_mask": text, "turn": per_token([e.turn for e in episodes], text.long()) * text, "truncated": cut}
 
 
-def _generation(trainer: "IsentropeTrainer", plain: bool) -> Generate:
-    """TRL's generation; `plain`: past the chain."""
+def _generation(trainer: "IsentropeTrainer", plain: bool, signal: Signal | None = None) -> Generate:
+    """TRL's generation; `plain`: past the chain; with a column of `signal`, by a pass that scores what was drawn."""
     single = partial(GRPOTrainer._generate_single_turn, trainer) if plain else trainer._generate_single_turn
 
     def generate(contexts: list[list[int]], tokens: int) -> Drawn:
@@ -303,9 +391,20 @@ def _generation(trainer: "IsentropeTrainer", plain: bool) -> Generate:
         hot = None if plain else trainer.taken_temperatures()
         if hot is not None:
             columns["temperature"] = [values[: len(some)] for values, some in zip(hot.tolist(), ids, strict=True)]
+        if signal is not None:
+            columns[signal.key] = scored(trainer, contexts, ids, signal)
         return Drawn(ids, columns)
 
     return generate
+
+
+def scored(trainer: "IsentropeTrainer", contexts: Sequence[list[int]], drawn: Sequence[list[int]], signal: Signal) -> list[list[float]]:
+    """The signal at every drawn token, by one pass of the policy without gradient."""
+    prompt_ids, prompt_mask = padded(trainer, contexts, left=True)
+    ids, mask = padded(trainer, drawn, left=False)
+    text = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask.long(), "completion_ids": ids, "completion_mask": mask.long()}
+    values = policy_signals(trainer, text, mask, [signal])[signal.key].tolist()
+    return [row[: len(some)] for row, some in zip(values, drawn, strict=True)]
 
 
 def outcomes(episodes: Sequence[Episode]) -> dict[str, list]:

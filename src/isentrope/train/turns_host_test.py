@@ -42,6 +42,8 @@ ROWS = Dataset.from_dict({"prompt": [f"say {seed}=" for seed in range(64)], "see
 class Stock(GRPOTrainer):
     """Stock TRL with the same rollout function; it only remembers its rows."""
 
+    forking = None
+
     def _generate_and_score_completions(self, inputs):
         self.rows = inputs
         return super()._generate_and_score_completions(inputs)

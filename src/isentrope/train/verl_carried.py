@@ -27,6 +27,7 @@ NOT_CARRIED: Mapping[str, str] = {
     "extra": "samples more responses inside a step, and verl has no hook between its agent loop and its rewards",
     "sample": "sets a temperature for every token while sampling, which vLLM and SGLang give no hook for",
     "regenerate": "cuts responses and samples the rest again, and verl has no hook between its agent loop and its rewards",
+    "fork": "doubles episodes while they are played, and verl's agent loop plays each by itself",
     "filter": "samples dropped groups again; verl has a filter of its own, algorithm.filter_groups",
     "rows": "replaces or drops rows, and verl's advantage estimator gives back advantages only",
     "replay": "puts earlier responses back into a batch, and verl's advantage estimator gives back advantages only",

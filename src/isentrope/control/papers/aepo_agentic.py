@@ -16,24 +16,47 @@ AEPO's under any objective that writes r A. Paper and code: the release takes me
 update's unless `scope="micro-batch"`. One public port reverses an entropy gate and thereby removes the gradient it should keep; there
 is none here, as in the recorded function, which is of a public fork (commit unknown) because the official snapshot on hand is older.
 
-Part A and B of the paper, the split of the sampling budget by an entropy gap and branching at tool calls, need a multi-turn host and are
-not in this file. A' has the other sign than A where Hs < -1 / alpha, 5 deviations at 0.2: there the factor is 0 here. Tokens amplified here
+A' has the other sign than A where Hs < -1 / alpha, 5 deviations at 0.2: there the factor is 0 here. Tokens amplified here
 are damped by `empg` and `aem-agentic`, which look at whole steps.
+
+Parts A and B, how a group of k episodes is sampled, are the link `aepo-branch`. e_t is the entropy of action t, over ln V:
+
+    m = floor(k sigma(beta (e_root - e_tool))) + 1, at most k, begin at the prompt; e_root and e_tool are of a pilot that is thrown away
+    after a reply, a line of play is doubled if P_t >= tau (`paper`: > tau), while the group lacks episodes:
+        P_t = clip((u + gamma (e_t - e_0)) max(0, 1 - penalty l), 0, 1)
+
+| paper | here | |
+|---|---|---|
+| k, beam | `num_generations`, `beam` | beam - 1 copies at a reply, each with a draw of its own |
+| e_t | `first` | `code`: SUM over the first 20 tokens of the ten likeliest tokens' -p ln p. `paper`: mean of their full entropies |
+| e_tool | the pilot's actions | `paper`: those after a reply. `code`: all of them, the first too |
+| u | `variant` | `code`: uniform in [0, 1), so even a certain step branches half of the time. `paper`: 0.5 (inferred) |
+| l | `penalty` | `paper`: forks of this line in a row. `code`: all episodes added to the prompt so far |
+| shared tokens | `shared` | "all": trained in every row that has them, as released. "once": they leave the loss of the copy |
+
+`code` is the default because the paper's a and gamma are not known. The release keeps e_0 by row number and never forgets it, so from the second
+batch on it is another prompt's, and a copy's is that of its first own step; here it is that of the line's first action. e_root is of a
+separate draw there and of the pilot's first action here. `dynamic=False` (the released scripts) begins `share` of the episodes at the prompt.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from isentrope.control.blocks import check_fraction, check_scope, in_row_order, ratio_and_bounds
+from isentrope.control.blocks import check_at_least, check_fraction, check_one_of, check_scope, in_row_order, ratio_and_bounds
+from isentrope.control.forks import Standing
 from isentrope.control.objectives import Bounds, Objective
 from isentrope.control.stages import Intervention, TokenWeight
 from isentrope.control.step import Need, RowRng, Scope, State, Stats, Step
-from isentrope.measure.tokens import Entropy
+from isentrope.measure.tokens import Entropy, TopKEntropy
 
 _ENTROPY = Need(Entropy())
+_DRAFTED = {"paper": Need(Entropy(), policy="draft"), "code": Need(TopKEntropy(k=10), policy="draft")}
 
 
 def standardised_entropy(
@@ -112,3 +135,86 @@ class AepoAgentic(Intervention):
         if "high" in stats.tokens:
             value = value * preserved(ratio_and_bounds(step)[0], step.advantage, stats.token("high", step)).to(wide)
         return TokenWeight(value=value) if stats.tokens else TokenWeight()
+
+
+def root_share(root: float, tools: float, *, beta: float = 0.5) -> float:
+    """sigma(beta (e_root - e_tool)): the share of a group's episodes that begin at the prompt, half where both are equally uncertain."""
+    return 1 / (1 + math.exp(-beta * (root - tools)))
+
+
+@dataclass(frozen=True)
+class AepoBranch(Intervention):
+    """Episodes of a game branch at uncertain steps, in a budget split by a pilot. Not dynamic with share=1 begins all at the prompt, as ever."""
+
+    name = "aepo-branch"
+    slug = "aepo-agentic"
+    source = "Agentic Entropy-Balanced Policy Optimization, arXiv 2510.14545, parts A and B; rollout of RUC-NLPIR/ARPO (public forks)"
+    effect = "More episodes pass through uncertain steps."
+    recorded = False
+
+    dynamic: bool = True
+    share: float = 0.5  # of a group that begins at the prompt where it is not dynamic (scripts: 8 of 16)
+    beta: float = 0.5  # of the entropy gap in the budget
+    tau: float = 0.5  # at least so much, and a line is doubled
+    gamma: float = 0.2  # of the change of entropy
+    penalty: float = 0.05  # per fork
+    beam: int = 2
+    first: int = 20  # tokens of an action that are looked at
+    shared: Literal["all", "once"] = "all"
+    variant: Literal["paper", "code"] = "code"
+
+    def __post_init__(self):
+        check_fraction("AepoBranch", "share", self.share)
+        check_fraction("AepoBranch", "tau", self.tau)
+        check_at_least("AepoBranch", "penalty", self.penalty, 0, "It lowers the chance of a fork.")
+        check_at_least("AepoBranch", "beam", self.beam, 2, "It counts the line itself; 2 doubles it.")
+        check_at_least("AepoBranch", "first", self.first, 1, "It is a number of tokens.")
+        check_one_of("AepoBranch", "shared", self.shared, ("all", "once"), '"once" takes what a copy took over out of its loss.')
+        check_one_of("AepoBranch", "variant", self.variant, ("paper", "code"), "It says how steps are measured and drawn.")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (_DRAFTED[self.variant],)
+
+    def neutral(self) -> "AepoBranch":
+        return replace(self, dynamic=False, share=1.0)
+
+    def recipe(self) -> Objective:
+        return AepoAgentic().recipe()
+
+    def pilot(self) -> bool:
+        return self.dynamic
+
+    def roots(self, samples: int, pilot: Standing | None, state: State) -> int:
+        if not self.dynamic or pilot is None:
+            return max(1, math.ceil(self.share * samples))
+        steps = self._entropies(pilot)
+        after = steps if self.variant == "code" else steps[1:] or steps
+        return min(samples, int(samples * root_share(steps[0], sum(after) / len(after), beta=self.beta)) + 1)
+
+    def forks(self, standing: Sequence[Standing], free: int, made: int, state: State, rng: RowRng) -> Sequence[int]:
+        """Lines are asked in their order, so the first ones have the places where there are few."""
+        counts = []
+        for line in standing:
+            asked = min(self.beam - 1, free - sum(counts))
+            counts.append(sum(self._branches(line, made, draw) for draw in self._draws(line, rng)[:asked]))
+        return counts
+
+    def _branches(self, line: Standing, made: int, draw: float) -> bool:
+        steps = self._entropies(line)
+        penalised = max(0.0, 1 - self.penalty * (made if self.variant == "code" else line.run))
+        chance = min(1.0, max(0.0, (draw + self.gamma * (steps[-1] - steps[0])) * penalised))
+        return chance >= self.tau if self.variant == "code" else chance > self.tau
+
+    def _draws(self, line: Standing, rng: RowRng) -> list[float]:
+        """u of every copy that may be made at this reply."""
+        copies, turn = self.beam - 1, len(line.turns)
+        if self.variant == "paper":
+            return [0.5] * copies
+        return rng.uniform(torch.tensor([line.row]), copies * turn)[0, copies * (turn - 1) :].tolist()
+
+    def _entropies(self, line: Standing) -> list[float]:
+        """e_t of every action; 0 for one without a token."""
+        firsts = [values[: self.first] for values in line.turns]
+        sums = [float(values.sum()) / line.uniform for values in firsts]
+        return sums if self.variant == "code" else [total / max(1, len(values)) for total, values in zip(sums, firsts, strict=True)]

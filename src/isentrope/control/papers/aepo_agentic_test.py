@@ -1,5 +1,6 @@
 """AEPO (agentic): recorded outputs, the gradient of every side of the window against PPO's, and the entropy-aware advantage by hand."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isentrope.control.forks import Standing
 from isentrope.control.papers import aepo_agentic
-from isentrope.control.papers.aepo_agentic import AepoAgentic, preserved, standardised_entropy
+from isentrope.control.papers.aepo_agentic import AepoAgentic, AepoBranch, preserved, root_share, standardised_entropy
 from isentrope.control.papers.common_test import in_slices, recorded, recorded_step, shuffled, some_step
 from isentrope.control.stages import chain, policy_loss
-from isentrope.control.step import Rollouts, Step
+from isentrope.control.step import Rollouts, RowRng, Step
 from isentrope.testing import check_intervention
 from isentrope.testing.examples import KeepUncertain, WidenUncertain
 
@@ -186,3 +188,87 @@ def test_a_chain_with_a_method_that_damps_what_this_amplifies_warns():
 def test_a_percentage_is_refused():
     with pytest.raises(ValueError, match=r"AepoAgentic: alpha must be a fraction in \[0, 1\]\. Got 20\. If you meant 20 %, write alpha=0\.2\."):
         AepoAgentic(alpha=20)
+
+
+# --- the budget, and where lines of play are doubled
+
+
+def line_of(*entropies: float, row: int = 0, tokens: int = 2, run: int = 0) -> Standing:
+    """A line whose action t has `tokens` tokens of entropies[t] times ln V, each."""
+    turns = tuple(torch.full((tokens,), value * UNIFORM, dtype=torch.float64) for value in entropies)
+    return Standing(row, turns, UNIFORM, run)
+
+
+UNIFORM = math.log(50)
+PAPER, CODE = AepoBranch(variant="paper"), AepoBranch(variant="code")
+
+
+@given(st.floats(-5, 5), st.floats(0.01, 3.0), st.integers(1, 64))
+def test_half_of_the_budget_goes_to_roots_where_both_are_equally_uncertain_and_more_where_the_root_is(gap, beta, samples):
+    assert root_share(gap, gap, beta=beta) == 0.5
+    assert root_share(gap, 0.0, beta=beta) + root_share(0.0, gap, beta=beta) == pytest.approx(1.0)
+    link = replace(CODE, beta=beta)
+    calm, open_ = (link.roots(samples, line_of(root, 1.0, row=0), {}) for root in (0.5, 1.5))
+    assert 1 <= calm <= open_ <= samples
+
+
+def test_the_budget_by_hand():
+    pilot = line_of(0.9, 0.1, 0.3)
+    mean_after, sum_all = (0.1 + 0.3) / 2, 2 * (0.9 + 0.1 + 0.3) / 3
+    assert PAPER.roots(100, pilot, {}) == int(100 / (1 + math.exp(-0.5 * (0.9 - mean_after)))) + 1
+    assert CODE.roots(100, pilot, {}) == int(100 / (1 + math.exp(-0.5 * (2 * 0.9 - sum_all)))) + 1
+    assert PAPER.roots(8, line_of(0.9), {}) == 5  # no reply: the root against itself
+    assert replace(PAPER, dynamic=False).roots(16, None, {}) == 8
+    assert PAPER.neutral().roots(16, None, {}) == 16
+    assert PAPER.roots(1, pilot, {}) == 1
+
+
+def test_as_printed_a_line_is_doubled_when_it_became_more_uncertain():
+    standing = [line_of(0.5, 0.6), line_of(0.5, 0.4), line_of(0.5), line_of(0.5, 0.9, 0.5)]
+    assert list(PAPER.forks(standing, 9, 0, {}, RowRng())) == [1, 0, 0, 0]  # exceeds tau: equal does not
+    risen = [line_of(0.1, 0.9, run=run) for run in range(6)]  # 0.5 + 0.2 * 0.8 = 0.66, times 1 - 0.05 run
+    assert list(PAPER.forks(risen, 9, 7, {}, RowRng())) == [1, 1, 1, 1, 1, 0]
+    assert list(PAPER.forks(risen, 2, 7, {}, RowRng())) == [1, 1, 0, 0, 0, 0]  # the first have the places
+    assert list(replace(PAPER, beam=4).forks(risen[:3], 5, 0, {}, RowRng())) == [3, 2, 0]
+
+
+def test_as_released_a_draw_decides_and_the_penalty_is_the_prompts():
+    def share(gap: float, made: int = 0, run: int = 0) -> float:
+        standing = [line_of(0.5, 0.5 + gap, row=row, run=run) for row in range(800)]
+        return sum(CODE.forks(standing, 800, made, {}, RowRng(seed=3))) / 800
+
+    chance = lambda gap, made=0: min(1.0, max(0.0, 1 - 0.5 / (1 - 0.05 * made) + 0.2 * 2 * gap))  # noqa: E731  a sum over two tokens
+    for gap, made in ((0.0, 0), (0.5, 0), (-0.5, 0), (0.0, 4), (0.25, 8), (0.0, 12)):
+        assert share(gap, made) == pytest.approx(chance(gap, made), abs=0.05)
+    assert share(0.0, run=9) == share(0.0)  # runs of one line are the paper's
+    assert share(0.0, made=20) == 0.0
+
+
+def test_draws_belong_to_a_row_and_a_reply():
+    standing = [line_of(0.5, 0.5, row=row) for row in range(50)]
+    plain = CODE.forks(standing, 50, 0, {}, RowRng())
+    assert [CODE.forks([one], 50, 0, {}, RowRng())[0] for one in standing] == list(plain)
+    later = [line_of(0.5, 0.5, 0.5, row=row) for row in range(50)]
+    assert list(CODE.forks(later, 50, 0, {}, RowRng())) != list(plain)
+
+
+def test_only_the_first_tokens_of_an_action_are_looked_at_and_an_empty_one_is_certain():
+    head = torch.full((20,), 0.2, dtype=torch.float64)
+    long = Standing(0, (head, torch.cat([head, torch.full((5,), 9.0, dtype=torch.float64)])), UNIFORM)
+    assert list(PAPER.forks([long], 1, 0, {}, RowRng())) == [0]
+    assert list(PAPER.forks([Standing(0, (head[:0], head), UNIFORM)], 1, 0, {}, RowRng())) == [1]
+    assert list(PAPER.forks([Standing(0, (head, head[:0]), UNIFORM)], 1, 0, {}, RowRng())) == [0]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: AepoBranch(share=8), r"share must be a fraction in \[0, 1\]"),
+        (lambda: AepoBranch(beam=1), "beam must be at least 2"),
+        (lambda: AepoBranch(first=0), "first must be at least 1"),
+        (lambda: AepoBranch(shared="none"), "shared must be one of all, once"),
+    ],
+)
+def test_wrong_parameters_of_the_rollout_are_refused(unchecked, build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

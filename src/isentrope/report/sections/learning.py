@@ -78,8 +78,28 @@ def _reward(run: Run) -> tuple[dict | None, Markup]:
         if window > 1
         else "Mean reward of each update's responses."
     )
+    right = _right(run, window) if run.unlabelled else None
+    if right is not None:
+        series.append(right)
     chart = lines(series, x="update", y="mean reward", unit="number", zero=bool(np.nanmin(y) >= 0), top=1.0 if np.nanmax(y) <= 1 else None)
-    return chart, figure("reward", "Reward of the training responses", note, thinning_note(x))
+    return chart, figure("reward", "Reward of the training responses", note, _what_is_paid(right) if run.unlabelled else "", thinning_note(x))
+
+
+def _right(run: Run, window: int) -> dict | None:
+    """The share of right training responses, which a reward of agreement did not see; None where nobody judged them."""
+    if not has(run.steps, "correct/mean"):
+        return None
+    x, y = values(run.steps, "step"), values(run.steps, "correct/mean")
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if not len(y):
+        return None
+    step, mean = thinned(x, smoothed(y, window)[0])
+    return line("right answers", step, mean, "ink", label="right", width=2)
+
+
+def _what_is_paid(right: dict | None) -> str:
+    beside = " Right: the share of these responses that is right, which the training did not see." if right is not None else ""
+    return f"This reward is agreement among the answers to a prompt: it can rise while the answers become wrong.{beside}"
 
 
 def smoothed(y: np.ndarray, window: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,11 +9,9 @@ from isentrope.report.data import Run
 from isentrope.report.figure import Section, figure, line, lines, missing, table
 from isentrope.report.markup import Markup, element, join, visible
 from isentrope.report.words import NONE, finite, percent, short, whole
-from isentrope.train.shift import Context, Ends, ends, majorities, profile, support_figures
+from isentrope.train.shift import Context, Ends, Majority, Turned, ends, majorities, profile, support_figures, turned
 
 MAX_PROMPTS, MAX_TEXT = 12, 160
-UNLABELLED = frozenset({"empo"})
-"""Interventions that pay responses without a label."""
 ID, NAV, TITLE = "support", "Support", "What did it gain, what did it lose?"
 RATES = (
     ("srr", "kept, of what the base solved", "SRR"),
@@ -87,36 +85,61 @@ def _cannot(figures: dict[str, Any]) -> list[str]:
 
 
 def _majorities(run: Run, found: Ends) -> Markup | None:
-    """Open where the run was paid without labels: there a wrong majority at the start is the danger."""
+    """Open where the run was paid for agreement: there a wrong majority is the danger."""
     rows = majorities(run.answers)
     if not rows:
         return None
     said = [
         [
-            f"first majority {row.first}", whole(row.prompts), percent(row.start), percent(row.end),
+            row.first, whole(row.prompts), percent(row.start), percent(row.end),
             NONE if row.low is None else f"{percent(row.end - row.start)} ({percent(row.low)} to {percent(row.high)})",
             whole(row.right), whole(row.wrong),
         ]
         for row in rows
     ]  # fmt: skip
-    wrong = next((row for row in rows if row.first == "wrong"), None)
-    unlabelled = any(name.split("#")[0] in UNLABELLED for name in run.links)
-    lead = "No prompt had a wrong majority at the start."
-    if wrong is not None:
-        lead = (
-            f"The most frequent of {found.samples} answers was wrong for {whole(wrong.prompts)} prompts at the start; at the end it is right for "
-            f"{whole(wrong.right)} of them and wrong for {whole(wrong.wrong)}."
-        )
-    note = "A reward of agreement pays a wrong majority as it pays a right one. " if unlabelled else ""
-    head = ["prompts", "", "right answers, start", "right answers, now", "change (95 %)", "majority right now", "wrong now"]
+    head = ["first majority", "prompts", "right answers, start", "right answers, now", "change (95 %)", "majority right now", "wrong now"]
+    paid = "A reward of agreement pays a wrong majority as it pays a right one. " if run.unlabelled else ""
+    note = f"{paid}Majority: the most frequent of {found.samples} answers to a held-out prompt. Intervals: bootstrap over the prompts."
     body = join(
         [
-            element("p", lead),
+            *(element("p", sentence) for sentence in _what_became(rows, found.samples, paid=run.unlabelled)),
             table(head, said, numeric=(1, 2, 3, 4, 5, 6)),
-            element("p", note + "Held-out prompts; intervals: bootstrap over them.", class_="note"),
+            _lost_majorities(turned(run.answers), found.samples, 4 if run.lean else 8),
+            element("p", note, class_="note"),
         ]
     )
-    return element("details", element("summary", "What became of the first majority"), body, open=unlabelled)
+    return element("details", element("summary", "What became of the first majority"), body, open=run.unlabelled)
+
+
+def _what_became(rows: list[Majority], samples: int, *, paid: bool) -> list[str]:
+    """Wrong majorities of the start and right ones, each with what they are now; where agreement was paid, whether it hardened into error."""
+    right, wrong = (next((row for row in rows if row.first == name), None) for name in ("right", "wrong"))
+    said = "No prompt had a wrong majority at the start."
+    if wrong is not None:
+        said = (
+            f"The most frequent of {samples} answers was wrong for {whole(wrong.prompts)} prompts at the start; at the end it is right for "
+            f"{whole(wrong.right)} of them and wrong for {whole(wrong.wrong)}."
+        )
+    if right is not None:
+        said += f" It was right for {whole(right.prompts)}, and at the end it is wrong for {whole(right.wrong)} of these."
+    if not paid:
+        return [said]
+    before, now = (0 if wrong is None else wrong.prompts), sum(row.wrong for row in rows)
+    word = "agreement hardened into error" if now > before else "agreement mended errors" if now < before else "agreement left as many errors"
+    return [said, f"Wrong majorities in all: {whole(before)} at the start, {whole(now)} now. For these prompts {word}."]
+
+
+def _lost_majorities(rows: list[Turned], samples: int, limit: int) -> Markup | None:
+    """What the model agreed on where its right majority was lost."""
+    if not rows:
+        return None
+
+    def said(answer: str, count: int) -> Markup:
+        return join([element("code", visible(answer, MAX_TEXT)), f" {count} of {samples}"])
+
+    shown = [[element("code", visible(row.prompt, MAX_TEXT)), *map(said, (row.then, row.now), row.counts)] for row in rows[:limit]]
+    more = f", {limit} of {len(rows)}" if len(rows) > limit else ""
+    return join([element("h3", f"Right majorities that were lost{more}"), table(["prompt", "most frequent at the start (right)", "now (wrong)"], shown)])
 
 
 # --- entropy by context

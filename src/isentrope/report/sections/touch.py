@@ -8,6 +8,7 @@ from isentrope.report.data import Run, has, nan_mean, values
 from isentrope.report.figure import Section, figure, line, lines, missing, table, thinned, thinning_note
 from isentrope.report.markup import Markup, element, join
 from isentrope.report.sections.cuts import cuts
+from isentrope.report.sections.forks import forks
 from isentrope.report.words import percent, short
 
 MAX_LINKS = 8
@@ -53,8 +54,9 @@ def objective(run: Run) -> str:
 def _link(run: Run, link: str, at: int) -> tuple[dict, Markup]:
     charts, parts = {}, []
     x = values(run.steps, "step")
-    cutting = has(run.steps, f"cut/{link}/share")
+    cutting, forking = has(run.steps, f"cut/{link}/share"), has(run.steps, f"fork/{link}/share")
     title, of = ("Responses that are branches", "responses") if cutting else ("Tokens touched", "trained tokens")
+    title, of = ("Episodes that are copies", "episodes") if forking else (title, of)
     if has(run.steps, f"touch/{link}"):
         step, touched = thinned(x, values(run.steps, f"touch/{link}"))
         charts[f"touch-{at}"] = lines(
@@ -63,8 +65,8 @@ def _link(run: Run, link: str, at: int) -> tuple[dict, Markup]:
         parts.append(figure(f"touch-{at}", title, f"Share of the {of} of each update.", thinning_note(x)))
     else:
         parts.append(missing("Touched: not on the tape yet."))
-    if cutting:  # it acts on what is sampled, so there is no predicted change that it would remove
-        drawn, where = cuts(run, link, at)
+    if cutting or forking:  # it acts on what is sampled, so there is no predicted change that it would remove
+        drawn, where = (cuts if cutting else forks)(run, link, at)
         charts |= drawn
         parts.append(where)
     elif has(run.steps, f"removed/{link}"):
