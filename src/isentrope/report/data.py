@@ -27,6 +27,10 @@ FEW = 5
 NOT_RECORDED = "provenance not recorded"
 
 
+UNLABELLED = frozenset({"empo"})
+"""Interventions that pay responses without a label."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run directory in memory. Frames are sorted by step and have the columns that the run wrote, which may be none."""
@@ -64,6 +68,11 @@ class Run:
         named = [str(item.get("name", "?")) for item in control if isinstance(item, Mapping)] if isinstance(control, list) else []
         taped = [name.removeprefix(stem) for stem in ("touch/", "removed/") for name in self.steps.columns if name.startswith(stem)]
         return tuple(dict.fromkeys(named + taped))
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether a link paid responses for agreeing, without knowing what is right."""
+        return any(name.partition("#")[0] in UNLABELLED for name in self.links)
 
     def provenance(self, name: str) -> str:
         """The provenance of a tape column (`steps.entropy/mean`) in words, or `NOT_RECORDED`."""

@@ -1,15 +1,16 @@
 """The comparison with the base model says what the tape holds, and what it cannot say."""
 
 import dataclasses
+import json
 
 import polars as pl
 import pytest
 
 from isentrope.report import synthetic
 from isentrope.report.data import Run, read
-from isentrope.report.sections import support
+from isentrope.report.sections import learning, support
 from isentrope.report.words import percent, whole
-from isentrope.train.shift import ends, majorities, profile, support_figures
+from isentrope.train.shift import ends, majorities, profile, support_figures, turned
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,51 @@ def test_the_first_majority_is_open_where_nobody_told_what_is_right(run):
     assert '<details open="open"><summary>What became of the first majority' in unlabelled or "<details open><summary>What became" in unlabelled
     assert "pays a wrong majority as it pays a right one" in unlabelled
     assert "first majority" not in support.section(dataclasses.replace(run, answers=flat(2, 3))).html()
+
+
+def agreed(step: int, told: list[tuple[float, list]]) -> list[dict]:
+    """Rows of `answers`: whether the majority is right, and the answers with their counts out of 4."""
+    return [
+        {"step": step, "group": at, "prompt": f"<b>{at}</b>", "samples": 4, "correct": 4 * int(right), "majority": right, "answers": json.dumps(answers)}
+        for at, (right, answers) in enumerate(told)
+    ]
+
+
+HARDENED = pl.DataFrame(
+    agreed(0, [(1.0, [["7", 2], [None, 2]]), (1.0, [["8", 3]]), (0.0, [["9", 2]]), (1.0, [["5", 2]])])
+    + agreed(9, [(0.0, [[None, 2], ["<i>", 2]]), (0.0, [["6", 4]]), (0.0, [["9", 4]]), (1.0, [["5", 4]])])
+)
+
+
+def test_right_majorities_that_were_lost_by_hand():
+    assert [(row.prompt, row.then, row.now, row.counts) for row in turned(HARDENED)] == [
+        ("<b>1</b>", "8", "6", (3, 4)),  # the most agreed upon first
+        ("<b>0</b>", "7", "<i>", (2, 2)),  # silence is no answer
+    ]
+    assert turned(HARDENED.drop("answers")) == []
+    assert turned(HARDENED.with_columns(pl.lit("no json").alias("answers"))) == []
+
+
+def test_agreement_that_hardens_into_error_is_said_with_its_prompts(run):
+    paid = dataclasses.replace(run, answers=HARDENED, record={"control": [{"name": "empo"}]})
+    html = support.section(paid).html()
+    assert "It was right for 3, and at the end it is wrong for 2 of these." in html
+    assert "Wrong majorities in all: 1 at the start, 3 now. For these prompts agreement hardened into error." in html
+    assert '<code>&lt;b&gt;1&lt;/b&gt;</code></td><td><code>8</code></td><td class="num">3</td><td><code>6</code></td><td class="num">4</td>' in html
+    assert "<i>" not in html
+    labelled = support.section(dataclasses.replace(paid, record={})).html()
+    assert "hardened" not in labelled
+    assert "wrong for 2 of these" in labelled
+
+
+def test_a_reward_of_agreement_is_named_and_drawn_beside_what_is_right(run):
+    steps = run.steps.with_columns((pl.col("reward/mean") * 0.5).alias("correct/mean"))
+    labelled, unlabelled = (learning.section(dataclasses.replace(run, steps=steps, record=record)) for record in ({}, {"control": [{"name": "empo"}]}))
+    assert "agreement" not in labelled.html()
+    assert "This reward is agreement among the answers to a prompt" in unlabelled.html()
+    assert len(labelled.charts["reward"]["series"]) == 2
+    reward, right = unlabelled.charts["reward"]["series"][1:]
+    assert right["y"] == pytest.approx([value / 2 for value in reward["y"]], rel=1e-4)
 
 
 def test_an_old_run_without_the_table_is_told_so(run):

@@ -146,6 +146,39 @@ def majorities(answers: pl.DataFrame) -> list[Majority]:
     return rows
 
 
+@dataclass(frozen=True)
+class Turned:
+    """A prompt whose majority was right at the start and is wrong now: its most frequent answer then and now, and how many of the samples gave it."""
+
+    prompt: str
+    then: str
+    now: str
+    counts: tuple[int, int]
+
+
+def turned(answers: pl.DataFrame) -> list[Turned]:
+    """The prompts whose right majority was lost to a wrong one, the most agreed upon first; empty without the answers themselves. Deterministic."""
+    found = ends(answers)
+    if found is None or not all({"majority", "prompt", "answers"} <= set(frame.columns) for frame in (found.start, found.end)):
+        return []
+    before, after = (_numbers(frame, "majority") for frame in (found.start, found.end))
+    rows = []
+    for at in np.flatnonzero((before == 1) & (after == 0)).tolist():
+        then, now = (_most_frequent(frame["answers"][at]) for frame in (found.start, found.end))
+        if then is not None and now is not None:
+            rows.append(Turned(str(found.end["prompt"][at]), then[0], now[0], (then[1], now[1])))
+    return sorted(rows, key=lambda row: -row.counts[1])
+
+
+def _most_frequent(told: object) -> tuple[str, int] | None:
+    """The most frequent answer of a prompt's row, which is no silence; None for a row without."""
+    try:
+        counted = [(str(answer), int(count)) for answer, count in json.loads(str(told)) if answer is not None]
+    except (TypeError, ValueError):
+        return None
+    return max(counted, key=lambda one: one[1], default=None)
+
+
 def support_figures(answers: pl.DataFrame) -> dict[str, Any]:
     """The support shift for `summary.json`: counts of prompts, rates with 95 % bootstrap intervals, what the sample count can see.
 

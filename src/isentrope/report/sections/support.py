@@ -134,12 +134,13 @@ def _lost_majorities(rows: list[Turned], samples: int, limit: int) -> Markup | N
     if not rows:
         return None
 
-    def said(answer: str, count: int) -> Markup:
-        return join([element("code", visible(answer, MAX_TEXT)), f" {count} of {samples}"])
-
-    shown = [[element("code", visible(row.prompt, MAX_TEXT)), *map(said, (row.then, row.now), row.counts)] for row in rows[:limit]]
+    shown = []
+    for row in rows[:limit]:
+        then, now = (element("code", visible(answer, MAX_TEXT)) for answer in (row.then, row.now))
+        shown.append([element("code", visible(row.prompt, MAX_TEXT)), then, whole(row.counts[0]), now, whole(row.counts[1])])
     more = f", {limit} of {len(rows)}" if len(rows) > limit else ""
-    return join([element("h3", f"Right majorities that were lost{more}"), table(["prompt", "most frequent at the start (right)", "now (wrong)"], shown)])
+    head = ["prompt", "right majority, start", f"of {samples}", "wrong majority, now", f"of {samples}"]
+    return join([element("h3", f"Right majorities that were lost{more}"), table(head, shown, numeric=(2, 4))])
 
 
 # --- entropy by context
