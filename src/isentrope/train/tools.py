@@ -4,7 +4,7 @@ Both are what TRL's and transformers' `tools=[...]` want, and plain functions to
 that begins with "error" (of a program: with the name of what it raised), never an exception.
 
     calculator   + - * / // % ** and brackets, by walking the syntax tree. Numbers stay below 1e50, so nothing takes long.
-    python       a program in a process of its own: 2 s of computing, 10 s in all, 256 MB, 2,000 bytes of output; no file, no network, no other process.
+    python       a program in a process of its own: 2 s of computing, 8 s in all, 256 MB, 2,000 bytes of output; no file, no network, no other process.
 
 What the sandbox is: the kernel's own filter of system calls (seccomp), without root, containers or further packages, on Linux on x86-64 (tested) or aarch64
 (its numbers stand in the kernel's header; not tried). `isentrope/train/locked.py` is the whole of what runs inside. Where the filter cannot be had, or is
@@ -102,7 +102,7 @@ class Sandbox:
     """
 
     cpu: int = 2
-    wait: float = 10.0
+    wait: float = 8.0  # below the 10 s that a game has for a step
     memory: int = 256 << 20
     output: int = 2000
 

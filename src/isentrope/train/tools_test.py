@@ -17,6 +17,8 @@ from transformers.utils import get_json_schema
 
 from isentrope.errors import UserError
 from isentrope.train import locked, tools
+from isentrope.train.games import Reply, spec
+from isentrope.train.rewards import OutOfTime, time_limit
 from isentrope.train.tools import LARGEST, Sandbox, calculator, python
 
 # --- the calculator
@@ -196,6 +198,36 @@ def test_endless_output_is_cut():
 @closes
 def test_a_crash_is_told():
     assert Sandbox(cpu=1).run(f"{LIBC}libc.memset(0, 0, 1)") == f"error: ended by {signal.SIGSEGV.name}"
+
+
+class Programs:
+    """A game whose actions are programs; it pays who prints the seed."""
+
+    def reset(self, seed: int) -> str:
+        self.seed = seed
+        return f"print {seed}"
+
+    def step(self, action: str) -> Reply:
+        said = Sandbox(wait=5.0).run(action)
+        return Reply(said, done=said == f"{self.seed}\n", reward=float(said == f"{self.seed}\n"))
+
+
+@closes
+def test_a_game_runs_programs():
+    game = spec("isentrope.train.tools_test:Programs").game()
+    game.reset(7)
+    assert game.step("print(8)") == Reply("8\n")
+    assert game.step("print(") == Reply("SyntaxError: '(' was never closed (<program>, line 1)\n")
+    assert game.step("print(3 + 4)") == Reply("7\n", done=True, reward=1.0)
+
+
+@closes
+def test_the_time_limit_of_a_game_ends_a_program():
+    """The limit of one call of a game rings while the program sleeps; the program is not waited for."""
+    begun = time.monotonic()
+    with pytest.raises(OutOfTime), time_limit(0.5):
+        Sandbox(wait=60.0).run("import time\ntime.sleep(60)")
+    assert time.monotonic() - begun < 20
 
 
 @given(st.text(max_size=60))
