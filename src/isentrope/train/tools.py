@@ -98,7 +98,7 @@ def _value(node: ast.expr) -> int | float:
 class Sandbox:
     """Runs Python programs that a model wrote, one process each.
 
-    cpu: seconds of computing. wait: seconds of wall time. memory: bytes of address space, of which the interpreter takes about 40 MB. output: bytes.
+    cpu: seconds of computing. wait: seconds of wall time. memory: bytes of address space, of which the interpreter takes about 17 MB. output: bytes.
     """
 
     cpu: int = 2
