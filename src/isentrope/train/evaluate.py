@@ -144,6 +144,21 @@ def _played(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], temperature: float, length: int, rules: GameSpec
 ) -> list[dict[str, Any]]:
     """One episode per row; lengths and entropies are of the policy's tokens."""
+    chat = not isinstance(rows[0]["prompt"], str)
+    texts = [prompt_text(tokenizer, row["prompt"]) for row in rows]
+    episodes = opened(rules, rows, tokenizer(texts, add_special_tokens=not chat)["input_ids"])
+    play_on(model, tokenizer, episodes, rules, temperature=temperature, length=length, chat=chat)
+    return [_response(tokenizer, episode) for episode in episodes]
+
+
+def play_on(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, episodes: Sequence[Episode], rules: GameSpec, *, temperature: float = 1.0, length: int,
+    chat: bool = False,
+) -> None:  # fmt: skip
+    """Plays episodes of a game to their ends by this model, from wherever they stand, with a column `entropy` (nats) of its tokens.
+
+    length: tokens that a whole row may have. Draws from torch's global generator.
+    """
 
     def generate(contexts: list[list[int]], tokens: int) -> Drawn:
         encoded = tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt").to(model.device)
@@ -151,11 +166,7 @@ def _played(
         cut = list(enumerate(lengths.tolist()))
         return Drawn([ids[row, :end].tolist() for row, end in cut], {"entropy": [entropy[row, :end].tolist() for row, end in cut]})
 
-    chat = not isinstance(rows[0]["prompt"], str)
-    texts = [prompt_text(tokenizer, row["prompt"]) for row in rows]
-    episodes = opened(rules, rows, tokenizer(texts, add_special_tokens=not chat)["input_ids"])
     play(episodes, generate, Voice(tokenizer, [tokenizer.eos_token_id], chat=chat), rules, length)
-    return [_response(tokenizer, episode) for episode in episodes]
 
 
 def _response(tokenizer: PreTrainedTokenizerBase, episode: Episode) -> dict[str, Any]:
