@@ -84,14 +84,14 @@ def table(result: Mapping[str, Any]) -> str:
             values = [rows[arm][seed][figure] for seed in seeds if figure in rows[arm][seed]]
             mean = f"{sum(values) / len(values):.4g}" if values else "-"
             gaps = [rows[arm][seed][figure] - first[seed][figure] for seed in seeds if figure in rows[arm][seed] and figure in first[seed]]
-            cells.append(mean if arm == arms[0] or not gaps else f"{mean} ({_difference(gaps)})")
+            cells.append(mean if arm == arms[0] or not gaps else f"{mean} ({difference(gaps)})")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     meaning = [f"- {name}: {text}" for name, text in {**result["arms"], **result["figures"]}.items()]
     head = f"{result['recipe']}: {result['steps']} updates, {len(seeds)} seeds; in brackets the paired difference to {arms[0]} with its 95 % interval."
     return "\n".join([head, "", *lines, "", *meaning])
 
 
-def _difference(gaps: Sequence[float]) -> str:
+def difference(gaps: Sequence[float]) -> str:
     """`+0.012 ± 0.003`: the mean and half of Student's 95 % interval; one seed has none."""
     mean = sum(gaps) / len(gaps)
     if len(gaps) < 2 or not all(math.isfinite(gap) for gap in gaps):
