@@ -70,6 +70,11 @@ class Run:
         return tuple(dict.fromkeys(named + taped))
 
     @property
+    def attached(self) -> bool:
+        """Whether somebody's own script trained it (`isentrope.attach`), and `isentrope train` did not."""
+        return self.record.get("attached") is True
+
+    @property
     def unlabelled(self) -> bool:
         """Whether a link paid responses for agreeing, without knowing what is right."""
         return any(name.partition("#")[0] in UNLABELLED for name in self.links)

@@ -5,7 +5,8 @@
     trainer.train()                                                                                # as it was
 
 The object stays the same one; its class becomes a child of `IsentropeTrainer` and of its own class, so that what a subclass adds still
-runs. What a subclass replaces of the parts that carry our stages is refused by name.
+runs. What a subclass replaces of the parts that carry our stages is refused by name. A `compute_loss` that adds to what it is given goes on;
+one that computes a loss of its own is found out at its first call.
 """
 
 import json
@@ -30,7 +31,7 @@ from isentrope.train.turns import refuse_loops
 
 Any_GRPOTrainer = TypeVar("Any_GRPOTrainer", bound=GRPOTrainer)
 
-REPLACED = ("_compute_loss", "compute_loss", "_get_per_token_logps_and_entropies", "_prepare_inputs", "_generate_and_score_completions")
+REPLACED = ("_compute_loss", "_get_per_token_logps_and_entropies", "_prepare_inputs", "_generate_and_score_completions")
 """What our stages run in: a subclass with its own version of one of these computes another loss than the one that we would."""
 
 
@@ -60,7 +61,8 @@ def attach(
     refuse_loops(chain, {"tools": trainer.tools, "rollout_func": trainer.rollout_func, "environment_factory": trainer.environment_factories})
     notes = None if tape is None else _Tape(Path(tape), trainer, tokens_every)
     stock = type(trainer)
-    trainer.__class__ = type(f"Isentrope{stock.__name__}", (IsentropeTrainer, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
+    ours = IsentropeTrainer if _where(stock, "compute_loss") is None else _Through
+    trainer.__class__ = type(f"Isentrope{stock.__name__}", (ours, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
     assert isinstance(trainer, IsentropeTrainer)
     try:
         trainer.take(chain, objective=objective, recorder=None if notes is None else notes.recorder, correct_at=correct_at)
@@ -83,12 +85,35 @@ def _check(trainer: Any) -> None:
     if trainer.is_in_train:
         raise UserError("attach: this trainer is training. Attach before trainer.train().")
     for name in REPLACED:
-        where = next(kind for kind in type(trainer).__mro__ if name in vars(kind))
-        if where is not GRPOTrainer and not issubclass(GRPOTrainer, where):
+        if (where := _where(type(trainer), name)) is not None:
             raise UserError(
                 f"attach: {where.__module__}.{where.__name__} has its own {name}, which would no longer run: the stages of a chain live there. "
                 f"Take that method out, or write what it does as an intervention (docs/interventions.md)."
             )
+
+
+def _where(trainer: type, name: str) -> type | None:
+    """The subclass of GRPOTrainer that has its own version of this method; None where it is TRL's."""
+    where = next(kind for kind in trainer.__mro__ if name in vars(kind))
+    return None if issubclass(GRPOTrainer, where) else where
+
+
+class _Through(IsentropeTrainer):
+    """In front of somebody's own `compute_loss`: sees that it passes through ours, where the stages of the chain are."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self._passed = False
+        loss = super().compute_loss(*args, **kwargs)
+        if not self._passed:
+            raise UserError(
+                f"attach: {type(self).__name__.removeprefix('Isentrope')}.compute_loss computes a loss of its own, in which no stage of a chain runs. "
+                "Let it call super().compute_loss(...) and add to that, or write what it does as an intervention (docs/interventions.md)."
+            )
+        return loss
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        self._passed = True
+        return super()._compute_loss(model, inputs)
 
 
 class _Tape(TrainerCallback):

@@ -88,6 +88,36 @@ def test_a_subclass_goes_on_doing_its_own(model, tmp_path):
     assert trainer.calls == 2  # generations of three updates with two slices each
 
 
+def test_a_loss_that_adds_to_ours_goes_on_and_one_of_its_own_is_found_out(model, tmp_path):
+    class Adds(GRPOTrainer):
+        losses: list[float]
+
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            self.losses = [*getattr(self, "losses", []), float(loss)]
+            return loss + 0.0
+
+    class Replaces(GRPOTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            return model(inputs["prompt_ids"]).logits.mean()
+
+    adding = attach(stock(model, tmp_path / "a", Adds), CHAIN)
+    assert same(trained(adding), trained(attach(stock(model, tmp_path / "b"), CHAIN)))
+    assert len(adding.losses) == 3
+    with pytest.raises(UserError, match=r"attach: Replaces\.compute_loss computes a loss of its own.*super\(\)\.compute_loss"):
+        trained(attach(stock(model, tmp_path / "c", Replaces), CHAIN))
+
+
+def test_an_adapter_resumes_exactly(model, tmp_path):
+    """As a user does it: a folder with the adapter's checkpoints, the same script again, `resume_from_checkpoint=True`."""
+    peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    saving = {"save_strategy": "steps", "save_steps": 2, "beta": 0.04, "num_iterations": 2, "max_steps": 4}
+    whole = trained(attach(stock(model, tmp_path / "whole", options=saving, peft_config=peft), CHAIN))
+    again = attach(stock(model, tmp_path / "whole", options=saving, peft_config=peft), CHAIN)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert same(whole, dict(again.model.named_parameters()))
+
+
 def test_an_adapter_trains_alone(model, tmp_path):
     peft = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     trainer = attach(stock(model, tmp_path / "a", peft_config=peft), CHAIN)
@@ -116,7 +146,9 @@ def test_its_tape_is_a_run_that_the_report_reads(model, tmp_path):
     assert record["task"]["rewards"] == ["share_of_vowels"]
     assert record["provenance"]["steps.entropy/mean"]["unit"] == "nats"
     isentrope.report.build(tmp_path / "tape")
-    assert (tmp_path / "tape" / "report.html").stat().st_size > 10_000
+    page = (tmp_path / "tape" / "report.html").read_text(encoding="utf-8")
+    assert "A script of your own trained it" in page
+    assert "isentrope train --config" not in page
 
 
 def test_a_resumed_training_goes_on_with_its_tape(model, tmp_path):

@@ -43,7 +43,9 @@ def pass_counts(run: Run) -> list[int]:
 def _pass(run: Run) -> tuple[dict | None, Markup]:
     counts = [k for k in pass_counts(run) if len(metric(run, f"pass@{k}"))]
     if not counts:
-        return None, missing("pass@k: no evaluation yet. Held-out prompts are evaluated every `eval` steps of the configuration and at the end.")
+        if run.attached:
+            return None, missing("pass@k: a trainer of your own evaluates nothing for us. The reward of its training responses is beside.")
+        return None, missing("pass@k: no evaluation yet. Held-out prompts are evaluated every `evaluate.every` updates and at the end.")
     shown = counts if len(counts) <= 5 else [counts[round(at)] for at in np.linspace(0, len(counts) - 1, 5)]
     series = []
     for at, k in reversed(list(enumerate(shown))):

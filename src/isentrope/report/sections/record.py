@@ -28,6 +28,8 @@ def section(run: Run) -> Section:
 
 
 def _again(run: Run) -> Markup:
+    if run.attached:
+        return element("p", "A script of your own trained it (isentrope.attach), and running that script again repeats it; no configuration of ours does.")
     config = shlex.quote(str(run.path / "config.yaml"))
     seed = run.record.get("seed")
     command = f"isentrope train --config {config} --out NEW_DIRECTORY" + (f" --seed {seed}" if isinstance(seed, int) else "")
