@@ -4,8 +4,8 @@
 
 A seed is a game of its own, made by TextWorld's own command `tw-make` in a process of its own: TextWorld generates some kinds in the order of Python's
 hashes, which only a new process can fix, and so a seed is one game on every machine. That takes a few seconds, and the game is kept in `folder` for
-every later episode and run. The policy reads TextWorld's words without its banner and status line, and with `commands` also what can be done now. The
-reward is the share of the score that a move gains; the whole score is 1, exactly.
+every later episode and run. The policy reads TextWorld's words without its banner and status line, a line of ours that a command is wanted, and with
+`commands` also which. The reward is the share of the score that a move gains; the whole score is 1, exactly.
 
 The interpreter is a C library within our process that treats a backslash as its own command and dies of it, and games understand `save` and `script`,
 which write files where the training runs. So a game hears letters, digits and simple punctuation, the first line of what the policy wrote, and of
@@ -68,7 +68,7 @@ class TextWorld:
             self._env = self._world.start(str(self._made(seed)), self._world.EnvInfos(**told, admissible_commands=self.commands))
         self._env.seed(1)  # the interpreter's own dice, which would follow the clock
         state, self._paid = self._env.reset(), 0.0
-        return self._with_commands("\n\n".join(part for part in (_plain(state.objective), _plain(state.description)) if part), state)
+        return self._asked("\n\n".join(part for part in (_plain(state.objective), _plain(state.description)) if part), state, opening=True)
 
     def step(self, action: str) -> Reply:
         """What the game says to the first line of `action`, and the share of its score that this gained."""
@@ -78,10 +78,13 @@ class TextWorld:
         state, score, done = self._env.step(command)
         reward = score / max(state.max_score, 1) - self._paid
         self._paid += reward
-        return Reply(self._with_commands(_plain(state.feedback), state), done=done, reward=reward)
+        return Reply(self._asked(_plain(state.feedback), state), done=done, reward=reward)
 
-    def _with_commands(self, text: str, state: Any) -> str:
-        return f"{text}\n\nYou can: {', '.join(state.admissible_commands)}." if self.commands else text
+    def _asked(self, text: str, state: Any, *, opening: bool = False) -> str:
+        """TextWorld's words, and ours about what is wanted: nothing in them says that the reader should answer with a command alone."""
+        if self.commands:
+            return f"{text}\n\nAnswer with one of these commands alone: {', '.join(state.admissible_commands)}."
+        return f"{text}\n\nAnswer with one command alone, such as: look." if opening else text
 
     def _made(self, seed: int) -> Path:
         """The game of this seed, made unless it is there."""

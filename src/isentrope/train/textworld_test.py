@@ -69,7 +69,7 @@ def test_equal_seeds_and_actions_give_equal_replies_and_move_no_other_randomness
     assert first == played(2)
     assert first[0] != played(1)[0]
     assert first[0].startswith("It's time to explore the amazing world of TextWorld!")
-    assert first[0].endswith("\n\nYou can: go north, inventory, look.")
+    assert first[0].endswith("\n\nAnswer with one of these commands alone: go north, inventory, look.")
     assert "not a verb" in first[3].text
     assert [reply.reward for reply in first[1:]] == [0, 0, 0, 0, 1]
     assert [reply.done for reply in first[1:]] == [False, False, False, False, True]
@@ -79,6 +79,7 @@ def test_equal_seeds_and_actions_give_equal_replies_and_move_no_other_randomness
 def test_two_episodes_at_once_do_not_touch_each_other(folder):
     one, other = TextWorld(level=3, folder=folder), TextWorld(level=3, folder=folder)
     assert one.reset(2) == other.reset(2)
+    assert one.reset(2).endswith("Answer with one command alone, such as: look.")
     assert one.step("go north").text.startswith("-= Kitchen =-")
     assert other.step("look").text.startswith("-= Spare Room =-")
 
