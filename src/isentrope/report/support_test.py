@@ -111,6 +111,9 @@ def test_a_reward_of_agreement_is_named_and_drawn_beside_what_is_right(run):
     assert "agreement" not in labelled.html()
     assert "This reward is agreement among the answers to a prompt" in unlabelled.html()
     assert len(labelled.charts["reward"]["series"]) == 2
+    nobody = learning.section(dataclasses.replace(run, steps=steps.with_columns(pl.lit(0.0).alias("correct/mean")), record={"control": [{"name": "empo"}]}))
+    assert len(nobody.charts["reward"]["series"]) == 2
+    assert "the training did not see" not in nobody.html()
     reward, right = unlabelled.charts["reward"]["series"][1:]
     assert right["y"] == pytest.approx([value / 2 for value in reward["y"]], rel=1e-4)
 

@@ -93,7 +93,7 @@ def _right(run: Run, window: int) -> dict | None:
         return None
     x, y = values(run.steps, "step"), values(run.steps, "correct/mean")
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if not len(y):
+    if not (y > 0).any():  # none is right: on prompts without a label the task's own reward is a stand-in
         return None
     step, mean = thinned(x, smoothed(y, window)[0])
     return line("right answers", step, mean, "ink", label="right", width=2)
