@@ -21,6 +21,7 @@ The loss is DPO's own (sigmoid, beta 0.1), so stock `trl.DPOTrainer` trains on t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from isentrope.control.blocks import check_at_least
 
@@ -83,14 +84,15 @@ class Sampled:
     entropy: float
 
 
-def preference_pairs(chains: Sequence[Sampled], *, limit: int = 4) -> list[tuple[str, str]]:
+def preference_pairs(chains: Sequence[Sampled], *, limit: int = 4, wrong_of: Literal["most", "fewest"] = "most") -> list[tuple[str, str]]:
     """(chosen, rejected) texts of one question, at most `limit` and each text once a side; none without a right chain (inferred).
 
-    Chosen: right, fewest calls, then lowest entropy. Rejected: wrong ones of most calls and highest entropy first, then right ones with more calls
-    than the chosen one.
+    Chosen: right, fewest calls, then lowest entropy. Rejected: wrong ones of most calls and highest entropy first (`wrong_of`: of fewest calls, where a
+    call is needed more often than it is wasted; the paper's second stage balances the two), then right ones with more calls than the chosen one.
     """
     right = sorted(dict.fromkeys(chain for chain in chains if chain.correct), key=lambda chain: (chain.calls, chain.entropy, chain.text))
-    wrong = sorted(dict.fromkeys(chain for chain in chains if not chain.correct), key=lambda chain: (-chain.calls, -chain.entropy, chain.text))
+    sign = -1 if wrong_of == "most" else 1
+    wrong = sorted(dict.fromkeys(chain for chain in chains if not chain.correct), key=lambda chain: (sign * chain.calls, -chain.entropy, chain.text))
     pairs, used = [], set()
     for chosen in right:
         redundant = [chain for chain in reversed(right) if chain.calls > chosen.calls]

@@ -53,6 +53,7 @@ def test_pairs_by_hand():
     chains = [chain("long", True, 3), chain("short", True, 1), chain("sure", True, 1, 0.1), chain("bad", False, 2), chain("worse", False, 4)]
     assert preference_pairs(chains) == [("sure", "worse"), ("short", "bad")]
     assert preference_pairs(chains, limit=1) == [("sure", "worse")]
+    assert preference_pairs(chains, wrong_of="fewest") == [("sure", "bad"), ("short", "worse")]
     assert preference_pairs(chains[:3]) == [("sure", "long")]  # a redundant call, where nothing is wrong
     assert preference_pairs([chain("a", True), chain("b", True)]) == []
     assert preference_pairs([chain("a", False)]) == []

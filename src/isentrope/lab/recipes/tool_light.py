@@ -31,6 +31,7 @@ ARMS = {
     "neutral": "ten whole episodes a question (vanilla sampling)",
     "tool-light": "a main episode, three continuations inside each of its three most uncertain actions",
     "placebo": "a main episode, three continuations at each of three random places",
+    "necessity": "the branches of tool-light; of the wrong episodes those of fewest calls are rejected first",
     "base": "not trained",
 }
 FIGURES = {
@@ -112,7 +113,7 @@ def _pairs(name: str, seed: int) -> tuple[Dataset, dict[str, float]]:
             for (text, episode), own in zip(by_text.items(), entropies(loaded, list(by_text.values())), strict=True)
         ]
         both += len({chain.correct for chain in chains}) == 2
-        chosen += [(by_text[better], by_text[worse]) for better, worse in preference_pairs(chains)]
+        chosen += [(by_text[better], by_text[worse]) for better, worse in preference_pairs(chains, wrong_of="fewest" if name == "necessity" else "most")]
     cost = {"pairs": len(chosen), "tokens": tokens / 1000, "pairs per 1000 tokens": 1000 * len(chosen) / tokens, "both kinds": both / len(groups)}
     return pairs_dataset(chosen, loaded.tokenizer), cost
 
