@@ -70,7 +70,8 @@ docs: install
 
 base-model: install
 	$(BIN)/python scripts/build_base_model.py
-	$(BIN)/python scripts/build_game_model.py
+	$(BIN)/python scripts/build_game_model.py keys
+	$(BIN)/python scripts/build_game_model.py reckon
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache

@@ -5,7 +5,7 @@ template must render tool calls and parse them back, which excludes a base model
 leaves the episode to us and asks for three lists, plus `env_mask`, 1 where the policy wrote. We take the second: a text goes in, a text comes out, with any
 model. The generation in it is the trainer's (`_generate_single_turn`, with the weights of now; tried with transformers' generate, vLLM's engine takes the
 same way and was not tried for want of a GPU); rewards, masks and the loss stay TRL's. Somebody's own `environment_factory`, `tools` or `rollout_func` is
-handed to TRL as it is, and its turns are read off TRL's mask (`turns_of_mask`); of these only `rollout_func` is run by the tests.
+handed to TRL as it is, and its turns are read off TRL's mask (`turns_of_mask`; `loops_test.py`).
 
     prompt            a b c d :                                   read by the policy before the first turn
     completion        c EOS no n e \n d EOS 7 1 \n 7 1 EOS ...    one row of tokens, never decoded and encoded again
