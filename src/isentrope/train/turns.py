@@ -352,10 +352,12 @@ class Player:
         self._play(trainer, rows, [episode for group in groups for episode in group.episodes], generate, partial(forking.grow, groups, self.rules))
         return [episode for group in groups for episode in group.episodes]
 
-    def _play(self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]], episodes: Sequence[Episode], generate: Generate, *grown: Callable) -> None:
+    def _play(
+        self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]], episodes: Sequence[Episode], generate: Generate,
+        grown: Callable[[], Sequence[Episode]] = lambda: (),
+    ) -> None:  # fmt: skip
         voice = Voice(trainer._tokenizer, trainer.eos_token_ids, chat=not isinstance(rows[0]["prompt"], str))
-        more = {"grown": grown[0]} if grown else {}
-        play(episodes, generate, voice, self.rules, trainer.max_completion_length, anywhere=_anywhere(trainer), **more)
+        play(episodes, generate, voice, self.rules, trainer.max_completion_length, anywhere=_anywhere(trainer), grown=grown)
 
     def extra(
         self, trainer: "IsentropeTrainer", rows: Sequence[Mapping[str, Any]], samples: int | None = None, first_row: int = 0

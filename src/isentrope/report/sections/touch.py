@@ -33,7 +33,7 @@ def section(run: Run) -> Section:
     head = ["intervention", "touched, mean", "removed, median", "updates that it touched", "parameters"]
     more = missing(f"{len(run.links) - MAX_LINKS} more interventions stand in the table only.") if len(run.links) > MAX_LINKS else None
     lead = element(
-        "p", "Touched: share of the trained tokens that the intervention changed, or of the responses that it paid otherwise, replaced, cut or dropped. "
+        "p", "Touched: share of the trained tokens that the intervention changed, or of the responses that it paid otherwise, replaced, cut, doubled, dropped. "
         "Removed: what the predicted entropy change, −Σ w r A (S − N), loses by it, as a share of the change without it; below zero it added. What acts "
         "before the loss, on rewards, advantages and rows, is part of that change already and shows as 0.", class_="lead",
     )  # fmt: skip
