@@ -28,7 +28,7 @@ CLAIM = Claim(
     source="arXiv 2509.23285, abstract; released sampler",
     ours="Sums and products with a real calculator that takes one operation at a time; pairs for DPO from whole episodes, from branches at uncertain or at "
     "random places, and with wrong episodes of few calls rejected first (`isentrope recipe tool-light`).",
-    scale="embedded model (0.86 M), 80 questions, 100 updates of DPO",
+    scale="embedded model (0.86 M), 400 questions, 100 updates of DPO",
     minutes=6.0,
     measure=measure,
     seeds=3,

@@ -25,7 +25,8 @@ from isentrope.train.preferences import EpisodeCollator, pairs_dataset
 from isentrope.train.turns import Episode, forked, opened
 
 STEPS = 100
-QUESTIONS, BATCH, LENGTH = 80, 8, 60
+QUESTIONS, BATCH, LENGTH = 400, 8, 60  # so that a hundred batches are about the paper's three epochs of the pairs
+AT_ONCE = 800  # episodes
 OURS = Brancher(prefixes=(1, 2, 3, 4, 5))  # an action of the embedded model has up to nine tokens
 ARMS = {
     "neutral": "ten whole episodes a question (vanilla sampling)",
@@ -56,13 +57,16 @@ def _played(loaded: LoadedModel, episodes: Sequence[Episode]) -> int:
     """Plays them to their ends and counts the tokens that this took."""
     before = sum(sum(episode.wrote) for episode in episodes)
     with torch.no_grad():
-        play_on(loaded.model, loaded.tokenizer, episodes, rules(), length=LENGTH)
+        for start in range(0, len(episodes), AT_ONCE):
+            play_on(loaded.model, loaded.tokenizer, episodes[start : start + AT_ONCE], rules(), length=LENGTH)
     return sum(sum(episode.wrote) for episode in episodes) - before
 
 
 @torch.no_grad()
 def entropies(loaded: LoadedModel, episodes: Sequence[Episode]) -> list[list[float]]:
     """The entropy of the 50 likeliest tokens at every token that the policy wrote, nats."""
+    if len(episodes) > AT_ONCE:
+        return [one for start in range(0, len(episodes), AT_ONCE) for one in entropies(loaded, episodes[start : start + AT_ONCE])]
     signal, pad, out = TopKEntropy(k=50), loaded.tokenizer.pad_token_id, []
     rows = [episode.prompt_ids + episode.ids for episode in episodes]
     width = max(map(len, rows))
