@@ -19,6 +19,7 @@ from isentrope.tape import TapeWriter
 from isentrope.train.recorder import TapeRecorder
 from isentrope.train.tiny import share_of_vowels
 from isentrope.train.trl import IsentropeTrainer
+from isentrope.train.turns_host_test import ROWS, RULES
 
 LENGTH = 10
 
@@ -34,6 +35,8 @@ class Fixed(IsentropeTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
         if self.regeneration is not None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        if self.player is not None:
+            return hashed(prompt_ids, 1, 4), None
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         completions = []
         for offset in range(len(prompt_ids)):
@@ -45,12 +48,12 @@ class Fixed(IsentropeTrainer):
         return completions, None
 
 
-def hashed(prompt_ids: list[list[int]], samples: int) -> list[list[int]]:
+def hashed(prompt_ids: list[list[int]], samples: int, longest: int = LENGTH) -> list[list[int]]:
     """Completions that depend on what is read and on the place in the group, so on no process."""
     found = []
     for row, ids in enumerate(prompt_ids):
         generator = torch.Generator().manual_seed(sum((at + 1) * token for at, token in enumerate(ids)) * 100 + row % samples)
-        length = int(torch.randint(3, LENGTH + 1, (1,), generator=generator))
+        length = int(torch.randint(3, longest + 1, (1,), generator=generator))
         found.append([*torch.randint(2, 30, (length,), generator=generator).tolist()[:-1], 1])
     return found
 
@@ -73,7 +76,10 @@ class Note:
             self.tape.generation(trainer, prompts, rollouts)
         self.rows = sorted(rollouts.row_id.tolist())
         self.kept = dict(zip(rollouts.row_id.tolist(), (rollouts.completion_mask & ~rollouts.trained_mask).sum(-1).tolist(), strict=True))
-        self.figures = {} if trainer.regeneration is None else dict(trainer.regeneration.figures)
+        sampling = trainer.regeneration or trainer.forking
+        self.figures = {} if sampling is None else dict(sampling.figures)
+        if trainer.forking is not None:
+            self.kept = dict(zip(rollouts.row_id.tolist(), (episode.kept for episode in trainer.player.episodes), strict=True))
 
     def slice(self, trainer, step, stats, result) -> None:
         for key, mask in result.observed.touched.items():
@@ -108,16 +114,19 @@ def main() -> None:
     warnings.simplefilter("ignore")
     model, out, control, rows, slices = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
     options = json.loads(sys.argv[6]) if len(sys.argv) > 6 else {}
-    taped = options.pop("tape", False)
+    taped, game = options.pop("tape", False), RULES if options.pop("game", False) else None
     args = GRPOConfig(
-        output_dir=str(out), per_device_train_batch_size=rows, gradient_accumulation_steps=slices, num_generations=4, max_completion_length=LENGTH,
-        max_steps=options.pop("max_steps", 1), learning_rate=1e-3, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True, bf16=False,
+        output_dir=str(out), per_device_train_batch_size=rows, gradient_accumulation_steps=slices, num_generations=4,
+        max_completion_length=LENGTH if game is None else 30, max_steps=options.pop("max_steps", 1), learning_rate=1e-3, logging_steps=1,
+        report_to="none", save_strategy="no", use_cpu=True, bf16=False,
         seed=3, disable_tqdm=True, max_grad_norm=0.0, shuffle_dataset=False, **options,
     )  # fmt: skip
-    prompts = Dataset.from_dict({"prompt": [f"{index}+{index + 1}=" for index in range(64)]})
+    prompts = ROWS if game is not None else Dataset.from_dict({"prompt": [f"{index}+{index + 1}=" for index in range(64)]})
     tape = TapeRecorder(TapeWriter(out / "tape"), tokens_every=1) if taped else None
     keep, note = Keep(), Note(tape)
-    trainer = Fixed(model=model, reward_funcs=share_of_vowels, args=args, train_dataset=prompts, callbacks=[keep], control=control, recorder=note)
+    trainer = Fixed(
+        model=model, reward_funcs=share_of_vowels, args=args, train_dataset=prompts, callbacks=[keep], control=control, recorder=note, game=game
+    )  # fmt: skip
     assert isinstance(trainer, GRPOTrainer)
     trainer.train()
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index

@@ -88,3 +88,17 @@ def test_processes_cut_the_same_responses_at_the_same_tokens(kind, model_path, t
         for ours, theirs in zip(other["gradients"][0], whole["gradients"][0], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
     assert max(float(gradient.abs().max()) for gradient in whole["gradients"][0]) > 1e-3
+
+
+def test_processes_fork_the_same_episodes(model_path, tmp_path):
+    """Which lines are doubled follows from row ids; a process whose groups are full plays along into the void."""
+    control, options = [{"name": "aepo-branch", "dynamic": False, "share": 0.25}], {"game": True}
+    (whole,) = launch(model_path, tmp_path / "whole", control, processes=1, rows=16, slices=1, options=options)
+    (sliced,) = launch(model_path, tmp_path / "sliced", control, processes=1, rows=2, slices=8, options=options)
+    pair = launch(model_path, tmp_path / "pair", control, processes=2, rows=2, slices=4, options=options)
+    assert 3 < sum(kept > 0 for kept in whole["kept"].values()) < 16
+    assert whole["kept"] == sliced["kept"] == pair[0]["kept"] | pair[1]["kept"]
+    for other in (sliced, *pair):
+        assert other["figures"] == pytest.approx(whole["figures"], rel=1e-5)
+        for ours, theirs in zip(other["gradients"][0], whole["gradients"][0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
