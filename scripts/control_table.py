@@ -3,11 +3,11 @@
     python scripts/control_table.py                     # all of them, about a minute each on two cores
     python scripts/control_table.py --names clip-cov steer --steps 5
 
-Each runs alone for `--steps` updates of the preset `control-check` (`aepo-branch`: `game`) on the embedded model, in its embedded setting. Touched: the mean
-share of trained tokens (clip, weight, regularise), tokens with another advantage, tokens sampled at another temperature, rows replaced or dropped, prompts
-dropped; the largest of them. Gradient: the median distance of the weights' gradient from the objective's own on the same batch, over the latter's norm. Entropy: the
-update's predicted first-order change of entropy, -sum (w r A)(S - N) over the divisor, with the intervention over without it; terms that act through the
-entropy itself (a bonus, a band) are not in that prediction, which is said in the table.
+Each runs alone for `--steps` updates of the preset `control-check` (`aepo-branch`: `game`) on the embedded model, in its embedded setting. Touched: the
+mean share of trained tokens (clip, weight, regularise), tokens with another advantage, tokens sampled at another temperature, rows replaced or dropped,
+prompts dropped; the largest of them. Gradient: the median distance of the weights' gradient from the objective's own on the same batch, over the latter's
+norm. Entropy: the update's predicted first-order change of entropy, -sum (w r A)(S - N) over the divisor, with the intervention over without it; terms
+that act through the entropy itself (a bonus, a band) are not in that prediction, which is said in the table.
 """
 
 import argparse
